@@ -1,0 +1,14 @@
+"""What holds for every test: offline, one thread, and no warning of ours goes unseen."""
+
+import os
+
+# Before anything imports transformers or datasets, which read them at import.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+
+torch.set_num_threads(1)
