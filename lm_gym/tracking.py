@@ -1,0 +1,395 @@
+"""Metrics and samples of a run: CSV, JSONL, the terminal, and TensorBoard, trackio or Weights & Biases when asked."""
+
+from __future__ import annotations
+
+import atexit
+import csv
+import difflib
+import io
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lm_gym.runinfo import plain, run_info, write_atomically, write_config
+
+METRICS: dict[str, str] = {
+    "objective/scores": "mean score the reward model gave a completion",
+    "objective/rlhf_reward": "mean of score plus everything paid for KL: the return the policy is trained on",
+    "objective/non_score_reward": "mean per completion of what was paid for KL",
+    "objective/kl": "KL(policy, reference) a completion: per-state exact KL summed over its tokens",
+    "objective/kl_k1": "the same KL from the sampled tokens alone: sum of log-prob differences",
+    "objective/entropy": "minus the log-prob of a completion under the policy",
+    "policy/approxkl_avg": "KL between the policy before and after the update: half the mean squared log-ratio",
+    "policy/clipfrac_avg": "share of tokens whose policy ratio was clipped",
+    "policy/entropy_avg": "entropy of the next-token distribution, mean over tokens",
+    "loss/policy_avg": "clipped surrogate loss",
+    "loss/value_avg": "value loss",
+    "loss/kl_avg": "KL term of the loss before its coefficient",
+    "val/ratio": "mean policy ratio of the update",
+    "val/ratio_var": "variance of the mean policy ratio over minibatches",
+    "val/clipfrac_avg": "share of tokens whose value loss was clipped",
+    "val/explained_variance": "share of the variance of returns that the values explain",
+    "val/first_ratio_error": "largest |log ratio| of the first minibatch: 0 up to rounding",
+    "kl_coef": "KL coefficient in force",
+    "lr": "learning rate of the update",
+    "grad/norm": "gradient norm before clipping",
+    "guard/rollbacks": "updates undone so far because a guard refused them",
+    "episode": "completions generated so far",
+    "tokens": "completion tokens generated so far",
+    "length/mean": "completion tokens a completion",
+    "length/ended_share": "share of completions that ended by themselves",
+    "text/distinct_1": "distinct unigrams over all unigrams",
+    "text/distinct_2": "distinct bigrams over all bigrams",
+    "perf/tokens_per_second": "completion tokens generated over the seconds of the whole update",
+    "perf/decode_seconds": "seconds spent decoding",
+    "perf/score_seconds": "seconds spent in the reference and the reward model",
+    "perf/update_seconds": "seconds spent in gradient steps",
+    "perf/elapsed_seconds": "seconds since the start of the run, added by the tracker",
+}
+"""Name -> one line. docs/metrics.md has formula, unit and what is healthy for each; a test holds the two together."""
+
+OPEN_FAMILIES: tuple[str, ...] = ("custom/", "eval/", "reward/", "time/")
+"""Prefixes under which any name may be logged: the user's own, evaluations, parts of a reward, further timings."""
+
+TRACKERS: tuple[str, ...] = ("csv", "jsonl", "tensorboard", "trackio", "wandb")
+
+_EXTERNAL_PROJECT = "lm-gym"
+
+_Row = dict[str, int | float]
+_Send = Callable[[_Row, int], None]
+_Finish = Callable[[], None]
+
+
+class Tracker:
+    """Writes what a run measures. One per run; with several processes, only rank 0 makes one.
+
+    Files in `out_dir`: ``config.yaml`` (at once), ``metrics.csv`` and ``metrics.jsonl`` (a row an update, on disk when
+    `log` returns), ``samples.jsonl``, ``tensorboard/``.
+
+    Args:
+        out_dir: Folder of the run, made if missing; None writes no file (the terminal and remote trackers still work).
+        config: Resolved configuration. Where it has no key ``run``, `lm_gym.runinfo.run_info` fills it.
+        trackers: Any of `TRACKERS`. The last three need ``pip install 'lm-gym[track]'``.
+        terminal: True draws the live panel, False prints one plain line a log, "auto" decides by whether stdout is a
+            terminal.
+        total: Tokens the run will make, for progress and time left; None if unknown.
+        quiet: Nothing on the terminal at all.
+        resume: Continue the files already in `out_dir` instead of refusing them. Follow with `truncate_to`.
+        name: Name shown and given to remote trackers; default: the folder's name.
+        plain_every: Least seconds between two plain lines; the first and the last line always come.
+
+    Raises:
+        ValueError: Unknown tracker, or one that needs an `out_dir` without it.
+        ImportError: A tracker's package is missing; names the extra.
+        FileExistsError: `out_dir` already has metrics and `resume` is False.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path | None,
+        *,
+        config: Mapping[str, Any],
+        trackers: Sequence[str] = ("csv", "jsonl"),
+        terminal: bool | Literal["auto"] = "auto",
+        total: int | None = None,
+        quiet: bool = False,
+        resume: bool = False,
+        name: str | None = None,
+        plain_every: float = 0.0,
+    ) -> None:
+        trackers = (trackers,) if isinstance(trackers, str) else tuple(trackers)
+        for tracker in trackers:
+            if tracker not in TRACKERS:
+                hint = _nearest(tracker, TRACKERS)
+                raise ValueError(f"unknown tracker {tracker!r}{hint}; known: {', '.join(TRACKERS)}")
+        self.out_dir = Path(out_dir) if out_dir is not None else None
+        if self.out_dir is None and "tensorboard" in trackers:
+            raise ValueError("the tensorboard tracker writes files: give out_dir, or leave it out of trackers")
+        self.trackers = trackers
+        self.name = name or (self.out_dir.resolve().name if self.out_dir is not None else "run")
+        self.history: list[_Row] = []
+        """Every row logged so far, oldest first: step, tokens and the metrics."""
+        self._config = dict(plain(config))
+        self._resumed = resume
+        self._closed = False
+        if self.out_dir is not None:
+            self._config.setdefault("run", run_info())
+            self._open_files(self.out_dir)
+        self._started = time.monotonic() - float(self.history[-1].get("perf/elapsed_seconds", 0) if self.history else 0)
+        openers = {"tensorboard": self._open_tensorboard, "trackio": self._open_trackio, "wandb": self._open_wandb}
+        self._external: list[tuple[_Send, _Finish]] = [openers[name]() for name in trackers if name in openers]
+        self._sent = False
+        from lm_gym.terminal import make_display
+
+        self._display = make_display(terminal, name=self.name, total=total, quiet=quiet, plain_every=plain_every)
+        self._display.restore(self.history)
+        atexit.register(self.close)  # a live panel hides the cursor: give it back when the program dies
+
+    def log(self, metrics: Mapping[str, Any], *, step: int, tokens: int) -> None:
+        """Write one row, checked as a whole before any of it is written.
+
+        Args:
+            metrics: Name -> finite number (Python, NumPy or 0-d tensor). A metric that does not apply is left out.
+            step: Policy updates so far, above that of the row before.
+            tokens: Completion tokens generated so far.
+
+        Raises:
+            ValueError: A name that neither `METRICS` nor an open family has, a value that is not finite, a step that
+                was logged already.
+            TypeError: A value that is not a single number.
+        """
+        if self._closed:
+            raise RuntimeError(f"the tracker of run {self.name!r} is closed; make a new one with resume=True to go on")
+        step, tokens = _count("step", step), _count("tokens", tokens)
+        if self.history and step <= self.history[-1]["step"]:
+            raise ValueError(
+                f"step {step} does not follow step {self.history[-1]['step']}, the last one logged; each step is "
+                "logged once, in order (after loading a checkpoint, call truncate_to with its step first)"
+            )
+        row: _Row = {"step": step, "tokens": tokens}
+        for name, value in metrics.items():
+            number = _number(_known(name), value)
+            if name in row and number != row[name]:
+                raise ValueError(f"metric {name!r} is {number}, but log was called with {name}={row[name]}")
+            row[name] = number
+        row.setdefault("perf/elapsed_seconds", round(time.monotonic() - self._started, 3))
+        if self.out_dir is not None:
+            if "jsonl" in self.trackers:
+                _append(self.out_dir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
+            if "csv" in self.trackers:
+                _append_csv(self.out_dir / "metrics.csv", row)
+        self.history.append(row)
+        self._sent = True
+        for send, _ in self._external:
+            send({key: value for key, value in row.items() if key != "step"}, step)
+        self._display.log(row)
+
+    def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        """Append texts to samples.jsonl and show the first of them on the terminal.
+
+        Args:
+            rows: Each with ``prompt`` and ``completion`` (a string, or messages), and as far as known ``score``, ``kl``
+                and ``length``; further keys are kept.
+            step: The update after which the texts were drawn.
+
+        Raises:
+            ValueError: A row without prompt or completion, or with a number that is not finite.
+        """
+        lines = []
+        for index, row in enumerate(rows):
+            if missing := [key for key in ("prompt", "completion") if key not in row]:
+                raise ValueError(f"sample {index} has no {' and no '.join(missing)}; its keys are {sorted(row)}")
+            line = {"step": _count("step", step), **plain(row)}
+            if broken := [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]:
+                raise ValueError(f"sample {index}: {broken[0]} is {line[broken[0]]}, expected a finite number")
+            lines.append(line)
+        if self.out_dir is not None and lines:
+            text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
+            _append(self.out_dir / "samples.jsonl", text)
+        if lines:
+            self._display.sample(lines[0])
+
+    def note(self, message: str) -> None:
+        """Say something to whoever watches the terminal, above the panel; nothing when quiet."""
+        self._display.note(message)
+
+    def truncate_to(self, step: int) -> None:
+        """Forget everything logged after `step`: what a run resumed from the checkpoint of `step` will log again.
+
+        TensorBoard hides its later events; trackio and Weights & Biases cannot take rows back, and a resumed run is a
+        new run there (the same name, the same group).
+
+        Raises:
+            RuntimeError: A tracker other than the files already got rows from this object.
+        """
+        step = _count("step", step)
+        if self._external and self._sent:
+            raise RuntimeError("remote trackers cannot take rows back: call truncate_to before the first log")
+        self.history = [row for row in self.history if row["step"] <= step]
+        self._display.restore(self.history)
+        if self.out_dir is None:
+            return
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            path = self.out_dir / name
+            if path.exists():
+                kept = [row for row in read_jsonl(path) if row.get("step", 0) <= step]
+                write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
+        path = self.out_dir / "metrics.csv"
+        if path.exists():
+            columns, rows = _read_csv(path)
+            write_atomically(path, _csv_text(columns, [row for row in rows if int(row["step"]) <= step]))
+
+    def close(self) -> None:
+        """Finish the display and the remote trackers. Further calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        self._display.close()
+        for _, finish in self._external:
+            finish()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open_files(self, folder: Path) -> None:
+        """Make the folder and config.yaml; take up or refuse the rows of an earlier run."""
+        files = [folder / name for name in ("metrics.jsonl", "metrics.csv", "samples.jsonl")]
+        used = [file for file in files if file.exists() and file.stat().st_size]
+        if used and not self._resumed:
+            raise FileExistsError(
+                f"{folder} already holds a run ({', '.join(file.name for file in used)}); "
+                "choose another folder, or resume=True to continue it"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        config_file = folder / "config.yaml"
+        if used and config_file.exists():  # the resumed part may have other versions: keep what the first part ran with
+            kept = next(path for n in range(10_000) if not (path := folder / f"config.{n}.yaml").exists())
+            config_file.replace(kept)
+        write_config(config_file, self._config)
+        for file in used:  # a process that was killed may leave half a line
+            text = file.read_bytes()
+            if not text.endswith(b"\n"):
+                write_atomically(file, text[: text.rfind(b"\n") + 1].decode("utf-8"))
+        if files[0] in used:
+            self.history = read_jsonl(files[0])
+        elif files[1] in used:
+            _, rows = _read_csv(files[1])
+            self.history = [{key: json.loads(value) for key, value in row.items() if value != ""} for row in rows]
+
+    def _open_tensorboard(self) -> tuple[_Send, _Finish]:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise ImportError(_missing("tensorboard")) from error
+        assert self.out_dir is not None
+        folder = str(self.out_dir / "tensorboard")
+        writer: Any = None
+
+        def send(row: _Row, step: int) -> None:
+            nonlocal writer
+            if writer is None:  # only now is it known where a resumed run goes on: events from there are hidden
+                writer = SummaryWriter(folder, purge_step=step if self._resumed else None)
+                writer.add_text("config", f"```\n{json.dumps(self._config, indent=2)}\n```")
+            for name, value in row.items():
+                writer.add_scalar(name, value, global_step=step)
+            writer.flush()
+
+        def finish() -> None:
+            if writer is not None:
+                writer.close()
+
+        return send, finish
+
+    def _open_trackio(self) -> tuple[_Send, _Finish]:
+        try:
+            import trackio
+        except ImportError as error:
+            raise ImportError(_missing("trackio")) from error
+        trackio.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config)
+        return (lambda row, step: trackio.log(row, step=step)), trackio.finish
+
+    def _open_wandb(self) -> tuple[_Send, _Finish]:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError(_missing("wandb")) from error
+        folder = str(self.out_dir) if self.out_dir is not None else None
+        run = wandb.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config, dir=folder)
+        return (lambda row, step: run.log(row, step=step)), run.finish
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; a last line that a killed or still running process left unfinished is passed over."""
+    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                break
+            raise ValueError(f"{path}, line {number}: expected JSON, got {line[:80]!r}") from error
+    return rows
+
+
+def _append(path: Path, text: str) -> None:
+    # A lone surrogate has no UTF-8; backslashreplace writes it as \udXXX, which inside a JSON string is its own escape.
+    with open(path, "a", encoding="utf-8", newline="", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def _append_csv(path: Path, row: Mapping[str, int | float]) -> None:
+    """Append a row; where it has a new column, rewrite the file with that column empty in the rows before."""
+    if path.exists() and path.stat().st_size:
+        with open(path, encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file))
+        new = [name for name in row if name not in columns]
+        if not new:
+            return _append(path, _csv_text(columns, [row], header=False))
+        rows: list[Mapping[str, Any]] = [*_read_csv(path)[1], row]
+        return write_atomically(path, _csv_text([*columns, *new], rows))
+    write_atomically(path, _csv_text(list(row), [row]))
+
+
+def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        return list(reader.fieldnames or []), list(reader)
+
+
+def _known(name: str) -> str:
+    if name in METRICS or name == "step":
+        return name
+    if any(name.startswith(family) and len(name) > len(family) for family in OPEN_FAMILIES) and name.isprintable():
+        return name
+    raise ValueError(
+        f"unknown metric {name!r}{_nearest(name, METRICS)}; document it in METRICS (lm_gym/tracking.py) and "
+        f"docs/metrics.md, or log it under one of {', '.join(OPEN_FAMILIES)}"
+    )
+
+
+def _number(name: str, value: Any) -> int | float:
+    if hasattr(value, "item"):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError) as error:
+            raise TypeError(f"metric {name!r}: expected a single number, got shape {tuple(value.shape)}") from error
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"metric {name!r}: expected a number, got {value!r}; leave out a metric that does not apply")
+    if not math.isfinite(value):
+        raise ValueError(f"metric {name!r} is {value}, expected a finite number; leave it out where it is not defined")
+    return value
+
+
+def _count(name: str, value: Any) -> int:
+    number = value.item() if hasattr(value, "item") else value
+    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+        raise ValueError(f"{name}: expected an integer of at least 0, got {value!r}")
+    return number
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _missing(package: str) -> str:
+    return f"the {package} tracker needs a package that is not installed: run pip install 'lm-gym[track]'"
