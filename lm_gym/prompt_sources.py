@@ -1,0 +1,233 @@
+"""Rows of prompts from lists, files, datasets, the hub and the package itself, each with the place it came from."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+TINY_KINDS = ("reviews", "questions", "requests", "all")
+TINY_SPLITS = ("train", "test")
+SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt as the source has it (not yet checked), and where that is, for errors."""
+
+    where: str
+    prompt: Any
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_rows(source: Any) -> list[Row]:
+    """The rows of any source that `lm_gym.prompts.load_prompts` takes."""
+    if isinstance(source, Path):
+        return _from_path(source)
+    if isinstance(source, str):
+        return _from_name(source)
+    if hasattr(source, "column_names"):  # a datasets.Dataset, recognised without importing datasets
+        return _from_dataset(source)
+    if isinstance(source, Mapping):
+        raise TypeError(
+            f"the prompt source is a mapping with the keys {_listed(source)}; expected a list of rows "
+            '([{"prompt": ...}, ...]) or one dataset of it, such as source["train"]'
+        )
+    if isinstance(source, (list, tuple)):
+        return _from_list(source)
+    raise TypeError(
+        f"the prompt source is a {type(source).__name__}; expected a list of texts, dicts or message lists, a "
+        "datasets.Dataset, a path, a hub id, or 'tiny:reviews'"
+    )
+
+
+def _from_list(items: Sequence[Any]) -> list[Row]:
+    if items and all(isinstance(item, Mapping) and "role" in item and "prompt" not in item for item in items):
+        raise ValueError(
+            "the prompt source is one list of messages; a source is a list of prompts: write [[{...}, {...}]] for one "
+            "conversation"
+        )
+    return [_row(item, f"row {index}") for index, item in enumerate(items)]
+
+
+def _row(item: Any, where: str) -> Row:
+    """A row from a text, a list of messages, or a dict with the key `prompt`. Anything else is left to the checks."""
+    if not isinstance(item, Mapping):
+        return Row(where, item)
+    if "prompt" not in item:
+        raise ValueError(f"{where} has no column 'prompt', only {_listed(item)}. {_advice(list(item))}")
+    return Row(where, item["prompt"], {key: value for key, value in item.items() if key != "prompt"})
+
+
+def _advice(names: Sequence[str]) -> str:
+    """What to do about rows without `prompt`, for the formats of TRL that have none."""
+    if {"chosen", "rejected"} <= set(names):
+        return (
+            "These are preference pairs whose prompt is the common beginning of both (an implicit prompt): split it "
+            "off first, for example dataset.map(trl.extract_prompt)"
+        )
+    if "messages" in names:
+        return "These are whole conversations: put the messages before the answer into a column 'prompt'"
+    near = difflib.get_close_matches("prompt", list(names), n=1, cutoff=0.5)
+    near = near or [name for name in ("text", "question", "query", "instruction", "input") if name in names]
+    return f"Rename {near[0]!r} to 'prompt'" if near else "Give the text to be continued in a column 'prompt'"
+
+
+def _from_dataset(dataset: Any, label: str = "row") -> list[Row]:
+    names = dataset.column_names
+    if isinstance(names, Mapping):
+        raise TypeError(f"the prompt source has the splits {_listed(names)}; give one of them, such as source['train']")
+    if not hasattr(dataset, "__len__"):
+        raise TypeError("the prompt source is a streamed dataset; give list(dataset.take(1000)) of it")
+    if names is not None and "prompt" not in names and len(dataset):
+        raise ValueError(f"the dataset has no column 'prompt', only {_listed(names)}. {_advice(list(names))}")
+    return [_row(item, f"{label} {index}") for index, item in enumerate(dataset)]
+
+
+def _from_name(name: str) -> list[Row]:
+    if name == "tiny" or name.startswith("tiny:"):
+        return _from_tiny(name)
+    path = Path(name).expanduser()
+    if path.exists() or path.suffix.lower() in SUFFIXES:
+        return _from_path(path)
+    if re.match(r"[\w.-]+/[\w.-]+(:|$)", name):
+        return _from_hub(name)
+    known = [f"tiny:{kind}" for kind in TINY_KINDS]
+    near = difflib.get_close_matches(name, known + list(TINY_KINDS), n=1, cutoff=0.5)
+    hint = f" Did you mean {('tiny:' + near[0].removeprefix('tiny:'))!r}?" if near else ""
+    raise ValueError(
+        f"there is no prompt source {name!r}.{hint} Expected a file ({', '.join(SUFFIXES)}), a hub id 'org/name', or "
+        f"one of {', '.join(known)}; for a single prompt give a list: [{name!r}]"
+    )
+
+
+def _from_tiny(name: str) -> list[Row]:
+    from lm_gym import tiny
+
+    kind, _, split = name.removeprefix("tiny").removeprefix(":").partition(":")
+    split = split or "train"
+    if kind not in TINY_KINDS or split not in TINY_SPLITS:
+        known = [f"tiny:{k}{s}" for k in TINY_KINDS for s in ("", ":test")]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"there is no prompt set {name!r}.{hint} There are {', '.join(known)}")
+    return [_row(item, f"row {index} of {name}") for index, item in enumerate(tiny.prompts(kind, split))]
+
+
+def _from_hub(name: str) -> list[Row]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(f"the prompt source {name!r} is a hub id, which needs 'pip install datasets'") from error
+
+    repository, *parts = re.split(r":(?![^\[]*\])", name)  # the colon of a slice, train[:100], is no separator
+    if len(parts) > 2:
+        raise ValueError(f"{name!r}: expected org/name, org/name:split or org/name:config:split")
+    config, split = (parts[0] if len(parts) == 2 else None), (parts[-1] if parts else "train")
+    try:
+        dataset = datasets.load_dataset(repository, config, split=split)
+    except Exception as error:
+        raise ValueError(
+            f"the prompt source {name!r} is no file here, and as a hub id it cannot be loaded: {error}"
+        ) from error
+    return _from_dataset(dataset, f"row of {name}")
+
+
+def _from_path(path: Path) -> list[Row]:
+    path = path.expanduser()
+    if path.is_dir():
+        return _from_folder(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path} (looked in {Path.cwd()})")
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt}
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise ValueError(
+            f"{path} ends in {suffix!r}; expected {', '.join(SUFFIXES)}. For another format give the dataset itself, "
+            "such as datasets.load_dataset('parquet', data_files=...)['train']"
+        )
+    return list(readers[suffix](path))
+
+
+def _from_folder(path: Path) -> list[Row]:
+    if not (path / "state.json").is_file():
+        raise ValueError(
+            f"{path} is a folder, and none that Dataset.save_to_disk wrote (it has no state.json); give one file "
+            "of it, or one split of a saved DatasetDict"
+        )
+    import datasets
+
+    return _from_dataset(datasets.load_from_disk(str(path)))
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number (from 1) and text of every line. Only a line feed ends a line."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path}, line {number}: byte {line[error.start]:#04x} at column {error.start + 1} is not UTF-8; save "
+                "the file as UTF-8"
+            ) from error
+        yield number, text
+
+
+def _full_lines(path: Path) -> Iterator[tuple[int, str]]:
+    return ((number, text) for number, text in _lines(path) if text.strip())
+
+
+def _txt(path: Path) -> Iterator[Row]:
+    for number, text in _full_lines(path):
+        yield Row(f"{path.name}, line {number},", text)
+
+
+def _jsonl(path: Path) -> Iterator[Row]:
+    for number, text in _full_lines(path):
+        where = f"{path.name}, line {number},"
+        try:
+            item = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}: {text[:80]!r}") from error
+        yield _row(item, where)
+
+
+def _json(path: Path) -> Iterator[Row]:
+    for _ in _lines(path):
+        pass  # names the line that is not UTF-8
+    try:
+        items = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}, line {error.lineno}: not JSON: {error.msg}; a file of one row a line is named .jsonl"
+        ) from error
+    if not isinstance(items, list):
+        raise ValueError(f"{path} holds a JSON {type(items).__name__}; expected a list of rows")
+    yield from (
+        Row(row.where.replace("row", f"{path.name}, row"), row.prompt, row.columns) for row in _from_list(items)
+    )
+
+
+def _csv(path: Path) -> Iterator[Row]:
+    text = "".join(f"{line}\n" for _, line in _lines(path))
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for item in reader:
+            where = f"{path.name}, line {reader.line_num},"
+            if None in item or None in item.values():
+                raise ValueError(
+                    f"{where} has another number of fields than the header {reader.fieldnames}; quote commas"
+                )
+            yield _row(item, where)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names) or "no columns"

@@ -1,0 +1,223 @@
+"""Prompt sources: from a list, a file, a dataset or a name to rows that an episode can start from.
+
+Rows follow TRL's formats. The column `prompt` is a text, or a list of messages ({"role": ..., "content": ...}), which
+goes through the tokenizer's chat template; every other column travels to the reward model, with None where a row lacks
+it. Reading the sources is in `lm_gym.prompt_sources`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lm_gym.prompt_sources import Row, read_rows
+from lm_gym.rewards import RESERVED_COLUMNS
+
+__all__ = ["Prompt", "load_prompts"]
+
+Message = Mapping[str, Any]
+
+SHOWN = 5
+"""Rows that an error lists before it counts the rest."""
+
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns that also go to the chat template of a conversational prompt, as in TRL."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One start of an episode."""
+
+    id: int
+    """Its row in the source, from 0."""
+    text: str
+    """The text that `token_ids` are the tokens of: for a conversational prompt, what the chat template made."""
+    token_ids: tuple[int, ...]
+    """(P,) without padding, P >= 1."""
+    columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """The other columns of its row; every prompt of a source has the same keys, in the same order."""
+    messages: tuple[Message, ...] | None = field(default=None, hash=False)
+    """The messages of a conversational prompt, otherwise None."""
+
+    @property
+    def for_reward(self) -> str | list[Message]:
+        """What a reward model gets in `prompts`: the text, or the messages without one that the model continues."""
+        if self.messages is None:
+            return self.text
+        return list(self.messages[:-1] if self._continues else self.messages)
+
+    def completion_for_reward(self, text: str) -> str | list[Message]:
+        """What a reward model gets in `completions`: `text`, or [{"role": "assistant", "content": text}].
+
+        Where the prompt ends in the beginning of an assistant's message, that beginning stands before `text`.
+        """
+        if self.messages is None:
+            return text
+        start = self.messages[-1]["content"] if self._continues else ""
+        return [{"role": "assistant", "content": start + text}]
+
+    @property
+    def _continues(self) -> bool:
+        return self.messages is not None and self.messages[-1]["role"] == "assistant"
+
+
+def load_prompts(
+    source: Any, tokenizer: Any, *, max_tokens: int | None = None, add_bos: bool | None = None
+) -> list[Prompt]:
+    """Read `source` and tokenize it.
+
+    Args:
+        source: a list of texts, of dicts with the key `prompt`, or of lists of messages; a `datasets.Dataset`; the path
+            of a `.jsonl`, `.json`, `.csv` or `.txt` file (UTF-8) or of a folder that `Dataset.save_to_disk` wrote;
+            `tiny:reviews`, `tiny:questions`, `tiny:requests` or `tiny:all`, with `:test` behind for the other split;
+            a hub id, `org/name[:config][:split]` (split `train`).
+        tokenizer: of transformers. A text is tokenized with its own rule for special tokens, less an end-of-text token
+            behind it; what a chat template made is tokenized without adding any.
+        max_tokens: the longest prompt allowed, in tokens.
+        add_bos: True or False overrule the tokenizer's rule for the beginning-of-text token of plain texts.
+
+    Raises:
+        ValueError: the source is unknown or empty, or prompts are missing, empty, too long, or no text; names the rows.
+        TypeError: `source` is none of the kinds above.
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens is {max_tokens}; expected at least 1, or None for no limit")
+    rows = read_rows(source)
+    if not rows:
+        raise ValueError(f"the prompt source {_described(source)} has no rows; expected at least one prompt")
+    names = list(dict.fromkeys(name for row in rows for name in row.columns))
+    reserved = [name for name in names if name in RESERVED_COLUMNS]
+    if reserved:
+        raise ValueError(
+            f"prompt columns {reserved} have names that the call of a reward model sets itself; rename them "
+            f"(reserved: {', '.join(RESERVED_COLUMNS)})"
+        )
+    _check_kinds(rows)
+    _refuse(rows, [("is empty", row) for row in rows if not _has_text(row.prompt)], "give it at least one word")
+    texts = [row.prompt if isinstance(row.prompt, str) else _templated(row, tokenizer) for row in rows]
+    token_ids = _tokenized(rows, texts, tokenizer, add_bos)
+    _refuse(
+        rows, [("has no tokens", row) for row, ids in zip(rows, token_ids, strict=True) if not ids], "drop or change it"
+    )
+    if max_tokens is not None:
+        long = [
+            (f"has {len(ids)} tokens", row) for row, ids in zip(rows, token_ids, strict=True) if len(ids) > max_tokens
+        ]
+        _refuse(rows, long, f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit")
+    return [
+        Prompt(
+            id=index,
+            text=text,
+            token_ids=tuple(ids),
+            columns={name: row.columns.get(name) for name in names},
+            messages=None if isinstance(row.prompt, str) else tuple(row.prompt),
+        )
+        for index, (row, text, ids) in enumerate(zip(rows, texts, token_ids, strict=True))
+    ]
+
+
+def _check_kinds(rows: Sequence[Row]) -> None:
+    wrong = []
+    for row in rows:
+        problem = _problem(row.prompt)
+        if problem:
+            wrong.append((problem, row))
+    _refuse(rows, wrong, 'expected a text, or a list of messages such as {"role": "user", "content": "Hello"}')
+
+
+def _problem(prompt: Any) -> str:
+    """What is wrong with the kind of a prompt, or nothing."""
+    if isinstance(prompt, str):
+        return "" if _encodable(prompt) else "has characters that are no Unicode text (a lone surrogate)"
+    if not isinstance(prompt, (list, tuple)):
+        return f"is {type(prompt).__name__} {prompt!r:.60}"
+    for message in prompt:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+            return f"has the message {message!r:.80}"
+        if isinstance(message["content"], str) and not _encodable(message["content"]):
+            return "has characters that are no Unicode text (a lone surrogate)"
+    if prompt and prompt[-1]["role"] == "assistant" and not isinstance(prompt[-1]["content"], str):
+        return "ends in an assistant's message whose content is no text, which the model cannot continue"
+    return ""
+
+
+def _has_text(prompt: Any) -> bool:
+    if isinstance(prompt, str):
+        return bool(prompt.strip())
+    return any(message["content"] for message in prompt)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _templated(row: Row, tokenizer: Any) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{row.where} is a conversation, and the tokenizer has no chat template: set tokenizer.chat_template, take "
+            "a model made for chat, or give the prompts as plain texts"
+        )
+    continues = row.prompt[-1]["role"] == "assistant"
+    options: dict[str, Any] = dict(row.columns.get("chat_template_kwargs") or {})
+    if row.columns.get("tools"):
+        options["tools"] = row.columns["tools"]
+    try:
+        return str(
+            tokenizer.apply_chat_template(
+                [dict(message) for message in row.prompt],
+                tokenize=False,
+                add_generation_prompt=not continues,
+                continue_final_message=continues,
+                **options,
+            )
+        )
+    except Exception as error:
+        raise ValueError(f"{row.where}: the chat template refuses the conversation: {error}") from error
+
+
+def _tokenized(rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, add_bos: bool | None) -> list[list[int]]:
+    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    if add_bos and bos is None:
+        raise ValueError("add_bos=True, and the tokenizer has no beginning-of-text token")
+    token_ids: list[list[int]] = [[] for _ in rows]
+    for plain in (True, False):
+        chosen = [index for index, row in enumerate(rows) if isinstance(row.prompt, str) is plain]
+        if not chosen:
+            continue
+        # A chat template writes its special tokens itself: adding the tokenizer's would double them.
+        encoded = tokenizer([texts[index] for index in chosen], add_special_tokens=plain)["input_ids"]
+        for index, ids in zip(chosen, encoded, strict=True):
+            token_ids[index] = _finished([int(token) for token in ids], plain, bos, eos, add_bos)
+    return token_ids
+
+
+def _finished(ids: list[int], plain: bool, bos: int | None, eos: int | None, add_bos: bool | None) -> list[int]:
+    if not plain:
+        return ids
+    while ids and eos is not None and ids[-1] == eos and not (len(ids) == 1 and eos == bos):
+        ids = ids[:-1]  # a text that has ended cannot be continued
+    if add_bos and (not ids or ids[0] != bos):
+        assert bos is not None
+        ids = [bos, *ids]
+    if add_bos is False and bos is not None and ids and ids[0] == bos:
+        ids = ids[1:]
+    return ids
+
+
+def _refuse(rows: Sequence[Row], wrong: Iterable[tuple[str, Row]], advice: str) -> None:
+    listed = [f"{row.where} {what}" for what, row in wrong]
+    if not listed:
+        return
+    more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+    raise ValueError(
+        f"{len(listed)} of {len(rows)} prompts cannot be used: {'; '.join(listed[:SHOWN])}{more}. {advice}"
+    )
+
+
+def _described(source: Any) -> str:
+    return repr(source) if isinstance(source, str) else f"({type(source).__name__})"

@@ -1,0 +1,209 @@
+"""From what a user writes for `reward_model` to a callable.
+
+| written | means |
+|---|---|
+| a callable | itself |
+| `vader`, `length?target=40&unit=words` | a name of the entry-point group `lm_gym.reward_models`, and its arguments |
+| `py:module:attribute`, `py:./file.py:attribute` | a function or class of the user's |
+| `hf:org/model?label=POSITIVE&output=logit` | a transformers sequence classifier, hub id or folder (entry point `hf`) |
+| `http://host/score?dialect=classify` | a reward model behind HTTP (entry point `http`) |
+
+Behind `?` stand arguments as in a URL. A class is made with them; a function is bound to them. Names come from entry
+points, so that the core imports no reward model and other packages can add theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+GROUP = "lm_gym.reward_models"
+PREFIXES = ("hf", "http")
+"""Entry points that are reached by a prefix and not by their plain name."""
+
+
+def load_reward_model(spec: Any) -> Callable[..., Any]:
+    """The reward model that `spec` means (see the table of this module).
+
+    Raises:
+        TypeError: neither a callable nor a string, or a bare torch module, or a class.
+        ValueError: no such name, module, attribute or argument; says the nearest known one.
+    """
+    if not isinstance(spec, str):
+        return _checked_callable(spec)
+    if spec.startswith(("http://", "https://")):
+        address, _, query = spec.partition("?")
+        return _made(_entry_point("http").load(), query, spec, address)
+    body, _, query = spec.partition("?")
+    kind, colon, rest = body.partition(":")
+    if colon and kind == "py":
+        return _made(_user_attribute(rest, spec), query, spec)
+    if colon and kind == "hf":
+        if not rest:
+            raise ValueError(f"{spec!r}: expected hf:<hub id or folder>, such as hf:org/model?label=POSITIVE")
+        return _made(_entry_point("hf").load(), query, spec, rest)
+    return _made(_entry_point(body, spec).load(), query, spec)
+
+
+def reward_model_names() -> list[str]:
+    """The plain names that `load_reward_model` knows, sorted."""
+    return sorted({point.name for point in entry_points(group=GROUP)} - set(PREFIXES))
+
+
+def _checked_callable(spec: Any) -> Callable[..., Any]:
+    if inspect.isclass(spec):
+        raise TypeError(
+            f"reward_model is the class {spec.__qualname__}; make an object of it: {spec.__qualname__}(...)"
+        )
+    if hasattr(spec, "forward") and hasattr(spec, "state_dict"):
+        raise TypeError(
+            f"reward_model is a torch module ({type(spec).__qualname__}), which takes token ids and not texts; "
+            "give lm_gym.reward_models.classifier.Classifier(model, tokenizer=...), or 'hf:<hub id or folder>'"
+        )
+    if not callable(spec):
+        raise TypeError(
+            f"reward_model is {spec!r}; expected a callable (prompts, completions, **columns) -> list of floats, or a "
+            f"string: one of {', '.join(reward_model_names())}, 'py:module:attribute', 'hf:<model>', 'http://...'"
+        )
+    return typing.cast(Callable[..., Any], spec)
+
+
+def _entry_point(name: str, spec: str = "") -> EntryPoint:
+    found = {point.name: point for point in entry_points(group=GROUP)}
+    if name in found and (name not in PREFIXES or not spec):
+        return found[name]
+    if not found:
+        raise ValueError(
+            f"no reward model is registered, {name!r} neither: lm_gym is imported without being installed. Run "
+            "'pip install -e .' in its folder"
+        )
+    names = sorted(set(found) - set(PREFIXES))
+    hint = (
+        "hf:<hub id or folder>, http://host/path and py:module:attribute are the other forms"
+        if ":" not in name
+        else "prefixes are py:, hf:, http:// and https://"
+    )
+    raise ValueError(f"unknown reward model {name!r}.{_nearest(name, names)} Names: {', '.join(names)}; {hint}")
+
+
+def _user_attribute(rest: str, spec: str) -> Any:
+    place, colon, path = rest.rpartition(":")
+    if not colon or not place or not path:
+        raise ValueError(f"{spec!r}: expected py:module:attribute or py:./file.py:attribute")
+    module = _module_from_file(place, spec) if place.endswith(".py") else _module_by_name(place, spec)
+    found: Any = module
+    for part in path.split("."):
+        if not hasattr(found, part):
+            known = [name for name in dir(found) if not name.startswith("_")]
+            raise ValueError(f"{spec!r}: {place} has no {part!r}.{_nearest(part, known)}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise ValueError(f"{spec!r} is {type(found).__qualname__}, not a function, a class or a callable object")
+    return found
+
+
+def _module_from_file(place: str, spec: str) -> types.ModuleType:
+    path = Path(place).expanduser().resolve()
+    if not path.is_file():
+        raise ValueError(f"{spec!r}: there is no file {path}")
+    _make_importable(path.parent)  # for what the file imports from beside it
+    name = f"lm_gym_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _module_by_name(name: str, spec: str) -> types.ModuleType:
+    top = name.partition(".")[0]
+    here = Path.cwd()
+    # A console script has no "" on sys.path, and a user's file is mostly in the folder that the command runs in.
+    if (here / f"{top}.py").is_file() or (here / top).is_dir():
+        _make_importable(here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
+            raise  # the module is there, something that it imports is not
+        raise ValueError(f"{spec!r}: there is no module {error.name!r} (looked in {here} and on sys.path)") from error
+
+
+def _make_importable(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # at the end: it shadows nothing
+
+
+def _made(target: Any, query: str, spec: str, *arguments: str) -> Callable[..., Any]:
+    """A class made with the arguments of the query; a function bound to them."""
+    pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError(f"{spec!r}: an argument is given twice")
+    is_class = inspect.isclass(target)
+    parameters = inspect.signature(target).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [p.name for p in parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    known = known[len(arguments) :]
+    try:
+        hints = typing.get_type_hints(target.__init__ if is_class else target)
+    except Exception:  # an annotation that cannot be resolved is no reason to refuse the reward model
+        hints = {}
+    keywords = {}
+    for key, text in pairs:
+        if key not in known and not (takes_any and is_class):
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"{spec!r}: unknown argument {key!r}.{_nearest(key, known)} ({takes})")
+        keywords[key] = _value(text, hints.get(key))
+    missing = [
+        p.name for p in parameters.values() if p.name in known and p.default is p.empty and p.name not in keywords
+    ]
+    if is_class and missing:
+        example = "&".join(f"{name}=..." for name in missing)
+        raise ValueError(f"{spec!r} lacks {', '.join(missing)}: write {spec}{'&' if query else '?'}{example}")
+    if is_class:
+        made = target(*arguments, **keywords)
+        if not callable(made):
+            raise ValueError(f"{spec!r} makes a {type(made).__qualname__}, which cannot be called")
+        return typing.cast(Callable[..., Any], made)
+    if arguments or keywords:
+        return functools.partial(target, *arguments, **keywords)
+    return typing.cast(Callable[..., Any], target)
+
+
+def _value(text: str, hint: Any) -> Any:
+    """The value of `key=text`: as the annotation says, or the number, truth value or None that it looks like."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if "none" == text.lower() and type(None) in kinds:
+        return None
+    if str in kinds and not any(kind in (int, float, bool) for kind in kinds):
+        return text
+    if text.lower() in ("true", "false") and (bool in kinds or hint is None):
+        return text.lower() == "true"
+    if re.fullmatch(r"[+-]?\d+", text) and float not in kinds:
+        return int(text)
+    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
+        return float(text)
+    return text
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,379 @@
+"""Reward models: finding one by name, calling it as TRL calls its reward functions, and refusing what is no score.
+
+A reward model is any callable, called by keyword with the names of this table, of which it takes those that it wants:
+
+| keyword | value, for B completions |
+|---|---|
+| `prompts` | list of B texts, or of B lists of messages where the prompts are conversational |
+| `completions` | list of B texts, or of B lists with one assistant message |
+| `completion_ids` | list of B lists of token ids, end-of-text token included where one was chosen |
+| `trainer_state` | whatever the agent hands through (an object or None) |
+| `log_extra(column, values)` | B values that belong to the completions: they come back in `ScoreResult.extra` |
+| `log_metric(name, value)` | one number: its mean over the calls comes back in `ScoreResult.metrics` |
+| every other column of the prompt set | list of B values |
+
+It returns B numbers, higher is better. An async function is awaited. `None` ("does not apply") is refused here, and
+allowed (`allow_none`) for the parts of a combination.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+import inspect
+import json
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from lm_gym.reward_specs import load_reward_model, reward_model_names
+
+__all__ = [
+    "RESERVED_COLUMNS",
+    "RewardModelError",
+    "ScoreResult",
+    "load_reward_model",
+    "reward_model_hash",
+    "reward_model_name",
+    "reward_model_names",
+    "score_texts",
+]
+
+RewardModel = Callable[..., Any]
+Text = str | Sequence[Mapping[str, Any]]
+"""A text, or (conversational) a list of messages {"role": ..., "content": ...}."""
+
+RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Keywords that every call sets by itself; a column of a prompt set cannot have one of these names."""
+
+PROBE_SECONDS = 1.0
+"""A batch that raised within this time is halved and called again, to name the completion at fault."""
+
+
+class RewardModelError(RuntimeError):
+    """A reward model raised, or returned something that is not one finite number a completion.
+
+    A reward model may raise it itself with `row`, the index in the batch of the completion at fault.
+    """
+
+    def __init__(self, message: str, *, row: int | None = None) -> None:
+        super().__init__(message)
+        self.row = row
+        self.located = False  # the message already names the reward model, the prompt and the completion
+
+
+@dataclass(frozen=True)
+class ScoreResult:
+    """What a reward model said about B completions."""
+
+    scores: np.ndarray
+    """(B,) float64, finite; NaN stands for "does not apply", only with `allow_none`."""
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    """Columns given to `log_extra`, B values each."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Means of what was given to `log_metric` in this call."""
+
+
+def score_texts(
+    reward_model: RewardModel,
+    *,
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    trainer_state: Any = None,
+    log_metric: Callable[[str, float], None] | None = None,
+    allow_none: bool = False,
+) -> ScoreResult:
+    """Score B completions in one call of the reward model.
+
+    Args:
+        prompts, completions, completion_ids: B each. The reward model gets copies, and may change them.
+        columns: the other columns of the prompt set, B values each.
+        trainer_state: handed through to a reward model that takes it.
+        log_metric: also called for everything that the reward model logs.
+        allow_none: let a score be None, NaN in the result (for the parts of a combination).
+
+    Raises:
+        RewardModelError: the reward model raised, or returned anything but B finite numbers.
+        ValueError: arguments of different lengths, or a column with a reserved name.
+    """
+    columns = columns or {}
+    size = len(completions)
+    _check_sizes(prompts, completions, completion_ids, columns)
+    name = reward_model_name(reward_model)
+    batch = _Batch(prompts, completions, completion_ids, columns, trainer_state)
+    if size == 0:
+        return ScoreResult(np.zeros(0))
+    collector = _Collector(name, size, log_metric)
+    started = time.monotonic()
+    try:
+        values = _call(reward_model, name, batch, list(range(size)), collector)
+    except Exception as error:
+        if isinstance(error, RewardModelError) and error.located:
+            raise
+        row = error.row if isinstance(error, RewardModelError) else None
+        if row is None and size > 1 and time.monotonic() - started < PROBE_SECONDS:
+            row = _find_row(reward_model, name, batch)
+        raise _located(name, batch, 0 if size == 1 else row, f"raised {type(error).__name__}: {error}") from error
+    scores = _to_scores(values, name, batch, allow_none)
+    return ScoreResult(scores, collector.extra, {key: float(np.mean(seen)) for key, seen in collector.metrics.items()})
+
+
+def reward_model_name(reward_model: RewardModel) -> str:
+    """The name that errors and `config.yaml` use: its `name` if that is a string, otherwise `module:qualified.name`."""
+    name = getattr(reward_model, "name", None)
+    if isinstance(name, str) and name:
+        return name
+    target = getattr(reward_model, "func", reward_model)  # a functools.partial
+    if not hasattr(target, "__qualname__"):
+        target = type(target)
+    return f"{target.__module__}:{target.__qualname__}"
+
+
+def reward_model_hash(reward_model: RewardModel) -> str:
+    """16 hexadecimal digits that change with what the reward model computes, as far as can be seen from outside.
+
+    `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
+    or class, with the plain values that it holds: defaults, closure, attributes.
+    """
+    fingerprint = getattr(reward_model, "fingerprint", None)
+    parts: list[Any] = [reward_model_name(reward_model)]
+    if callable(fingerprint):
+        parts.append(str(fingerprint()))
+    else:
+        target = getattr(reward_model, "func", reward_model)
+        held: dict[str, Any] = dict(getattr(reward_model, "keywords", None) or {})
+        if inspect.isfunction(target):
+            held |= dict(inspect.getclosurevars(target).nonlocals)
+            held |= {f"default {i}": value for i, value in enumerate(target.__defaults__ or ())}
+            held |= target.__kwdefaults__ or {}
+            parts.append(_source(target))
+        else:
+            held |= getattr(target, "__dict__", {})
+            parts.append(_source(type(target)))
+        parts.append({key: _plain(value) for key, value in sorted(held.items())})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    prompts: Sequence[Text]
+    completions: Sequence[Text]
+    completion_ids: Sequence[Sequence[int]]
+    columns: Mapping[str, Sequence[Any]]
+    trainer_state: Any
+
+
+class _Collector:
+    """Receives `log_extra` and `log_metric` of one call."""
+
+    def __init__(self, name: str, size: int, log_metric: Callable[[str, float], None] | None) -> None:
+        self.name, self.size, self.forward = name, size, log_metric
+        self.extra: dict[str, list[Any]] = {}
+        self.metrics: dict[str, list[float]] = {}
+
+    def log_extra(self, column: str, values: Sequence[Any]) -> None:
+        values = list(values)
+        if len(values) != self.size:
+            raise ValueError(
+                f"log_extra({column!r}, values) of {self.name} got {len(values)} values for {self.size} completions; "
+                "give one value a completion"
+            )
+        self.extra[column] = values
+
+    def log_metric(self, name: str, value: float) -> None:
+        number = float(value)
+        if not math.isfinite(number):
+            raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a finite number")
+        self.metrics.setdefault(name, []).append(number)
+        if self.forward is not None:
+            self.forward(name, number)
+
+
+def _call(reward_model: RewardModel, name: str, batch: _Batch, rows: list[int], collector: _Collector) -> Any:
+    keywords: dict[str, Any] = {column: [values[row] for row in rows] for column, values in batch.columns.items()}
+    keywords |= {
+        "prompts": [_copied(batch.prompts[row]) for row in rows],
+        "completions": [_copied(batch.completions[row]) for row in rows],
+        "completion_ids": [list(batch.completion_ids[row]) for row in rows],
+        "trainer_state": batch.trainer_state,
+        "log_extra": collector.log_extra,
+        "log_metric": collector.log_metric,
+    }
+    values = reward_model(**_accepted(reward_model, name, keywords))
+    return _awaited(values) if inspect.isawaitable(values) else values
+
+
+def _accepted(reward_model: RewardModel, name: str, keywords: dict[str, Any]) -> dict[str, Any]:
+    """Those of the keywords that the reward model takes: all of them where it has **kwargs."""
+    try:
+        parameters = inspect.signature(reward_model).parameters.values()
+    except (TypeError, ValueError):  # some builtins have no signature
+        return keywords
+    takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for parameter in parameters:
+        if parameter.default is not parameter.empty or parameter.kind in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            continue
+        if parameter.kind is parameter.POSITIONAL_ONLY or parameter.name not in keywords:
+            near = difflib.get_close_matches(parameter.name, keywords, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(
+                f"{name} asks for {parameter.name!r}, which is no keyword of the call and no column of the prompts: "
+                f"there are {', '.join(sorted(keywords))}.{hint} Rename it, give it a default, or add the column"
+            )
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return keywords
+    return {key: value for key, value in keywords.items() if key in takes}
+
+
+def _awaited(values: Any) -> Any:
+    async def wait() -> Any:
+        return await values
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(wait())
+    # A loop is running (a notebook): asyncio.run would refuse, so that the wait takes a thread of its own.
+    outcome: list[Any] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(asyncio.run(wait()))
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="lm_gym-reward-model")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
+def _find_row(reward_model: RewardModel, name: str, batch: _Batch) -> int | None:
+    """The first row that raises when the batch is halved; None if no half does so again."""
+
+    def raises(rows: list[int]) -> bool:
+        try:
+            _call(reward_model, name, batch, rows, _Collector(name, len(rows), None))
+        except Exception:
+            return True
+        return False
+
+    rows = list(range(len(batch.completions)))
+    while len(rows) > 1:
+        half = len(rows) // 2
+        if raises(rows[:half]):
+            rows = rows[:half]
+        elif raises(rows[half:]):
+            rows = rows[half:]
+        else:
+            return None
+    return rows[0]
+
+
+def _to_scores(values: Any, name: str, batch: _Batch, allow_none: bool) -> np.ndarray:
+    size = len(batch.completions)
+    if hasattr(values, "detach"):  # a torch tensor, recognised without importing torch
+        values = values.detach().cpu().double().numpy()
+    if isinstance(values, np.ndarray) and values.shape == (size, 1):
+        values = values[:, 0]
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or _is_scalar(values):
+        expected = f"a sequence of {size} numbers, one a completion"
+        raise _located(name, batch, None, f"returned {_short(repr(values))}, expected {expected}")
+    values = list(values)
+    if len(values) != size:
+        raise _located(name, batch, None, f"returned {len(values)} scores for {size} completions, expected one each")
+    scores = np.empty(size, dtype=np.float64)
+    for row, value in enumerate(values):
+        if value is None and allow_none:
+            scores[row] = np.nan
+            continue
+        if value is None:
+            hint = "None (does not apply) is for the parts of a combination; return a number"
+            raise _located(name, batch, row, f"returned None. {hint}")
+        try:
+            number = math.nan if isinstance(value, (str, bytes)) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise _located(name, batch, row, f"returned {_short(repr(value))}, expected a finite number")
+        scores[row] = number
+    return scores
+
+
+def _is_scalar(values: Any) -> bool:
+    return isinstance(values, np.ndarray) and values.ndim == 0
+
+
+def _located(name: str, batch: _Batch, row: int | None, what: str) -> RewardModelError:
+    """An error that names the reward model and the text at fault, or the first of the batch where none is known."""
+    size = len(batch.completions)
+    which = f"completion {row} of {size}" if row is not None else f"a batch of {size}, of which the first is"
+    at = row if row is not None else 0
+    error = RewardModelError(
+        f"reward model {name} {what}\n  on {which}:\n"
+        f"  prompt: {_short(_shown(batch.prompts[at]))}\n  completion: {_short(_shown(batch.completions[at]))}",
+        row=row,
+    )
+    error.located = True
+    return error
+
+
+def _check_sizes(
+    prompts: Sequence[Text],
+    completions: Sequence[Text],
+    completion_ids: Sequence[Sequence[int]],
+    columns: Mapping[str, Sequence[Any]],
+) -> None:
+    reserved = sorted(set(columns) & set(RESERVED_COLUMNS))
+    if reserved:
+        raise ValueError(f"columns {reserved} have names that the call of a reward model sets itself; rename them")
+    sizes = {"prompts": len(prompts), "completions": len(completions), "completion_ids": len(completion_ids)}
+    sizes |= {f"column {column!r}": len(values) for column, values in columns.items()}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"expected one value a completion everywhere, got {sizes}")
+
+
+def _copied(text: Text) -> Any:
+    return text if isinstance(text, str) else [dict(message) for message in text]
+
+
+def _shown(text: Text) -> str:
+    return repr(text) if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
+
+
+def _short(text: str, limit: int = 300) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 60]} ... {text[-55:]}"
+
+
+def _source(target: Any) -> str:
+    try:
+        return inspect.getsource(target)
+    except (OSError, TypeError):  # typed into an interpreter, or written in C
+        return repr(getattr(target, "__qualname__", type(target).__qualname__))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold, as it is; of anything else the type alone, since its repr may carry a memory address."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    return type(value).__qualname__
