@@ -41,7 +41,11 @@ def __getattr__(name: str) -> Any:
     elif name in _LAZY_MODULES:
         value = importlib.import_module(f"lm_gym.{name}")
     else:
-        raise AttributeError(f"module 'lm_gym' has no attribute {name!r}; it has {', '.join(__dir__())}")
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, __all__, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(__dir__())}"
+        raise AttributeError(f"module 'lm_gym' has no attribute {name!r}; {hint}")
     globals()[name] = value
     return value
 
@@ -51,10 +55,11 @@ def __dir__() -> list[str]:
 
 
 class _MountedFolders(importlib.abc.MetaPathFinder):
-    """Last in sys.meta_path: says why lm_gym.agents is not there when a checkout shadows the installed package.
+    """Finds lm_gym.agents and lm_gym.reward_models that belong to this lm_gym, or says why they are not there.
 
-    agents/ and reward_models/ stand beside lm_gym/ in the repository and inside it once installed. A Python started in
-    the repository's root takes lm_gym from there, and finds the two only where the checkout itself is installed.
+    The two stand beside lm_gym/ in the repository and inside it once installed. A Python started in the repository's
+    root takes lm_gym from there: it would find the two only where this checkout is the one that is installed, and take
+    those of another checkout, in silence, where another one is.
     """
 
     mounted = ("lm_gym.agents", "lm_gym.reward_models")
@@ -65,15 +70,25 @@ class _MountedFolders(importlib.abc.MetaPathFinder):
         if fullname not in self.mounted:
             return None
         here = Path(__file__).resolve().parent
+        folder = fullname.rpartition(".")[2]
+        others = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((found for found in others if found is not None), None)
+        came = "this is a checkout that is not installed, and it hides any installed lm_gym"
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin).resolve().parent
+            if origin in (here / folder, here.parent / folder):
+                return spec
+            came = f"this is a checkout that is not installed, and the installed one is {origin.parent}"
         raise ModuleNotFoundError(
-            f"No module named {fullname!r} in {here}: this is a checkout that is not installed, and it hides any "
-            f"installed lm_gym. Either install the checkout (pip install -e {here.parent}) or start Python in another "
-            f"folder than {here.parent}.",
+            f"No module named {fullname!r} for the lm_gym in {here.parent}: {came}. Either install the checkout "
+            f"(pip install -e {here.parent}) or start Python in another folder than {here.parent}.",
             name=fullname,
         )
 
 
-sys.meta_path.append(_MountedFolders())
+# A reload must not add a second one.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__qualname__ != _MountedFolders.__qualname__]
+sys.meta_path.insert(0, _MountedFolders())
 
 
 def _register(env_id: str, **kwargs: Any) -> None:
