@@ -56,12 +56,11 @@ def test_wheel_holds_every_module_under_its_installed_name(wheel_files: set[str]
 
 
 def test_wheel_holds_the_data_and_the_type_marker(wheel_files: set[str]) -> None:
-    tiny = REPOSITORY / "lm_gym" / "tiny"
-    on_disk = {path for path in tiny.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
-    data = {path.relative_to(REPOSITORY).as_posix() for path in on_disk if path.suffix != ".py"}
-    assert {"lm_gym/py.typed", *data} == {
-        name for name in wheel_files if name.startswith("lm_gym/") and not name.endswith(".py")
+    on_disk = {
+        path for path in (REPOSITORY / "lm_gym").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
     }
+    data = {path.relative_to(REPOSITORY).as_posix() for path in on_disk}
+    assert data == {name for name in wheel_files if name.startswith("lm_gym/") and not name.endswith(".py")}
 
 
 def test_version_is_the_same_everywhere() -> None:
