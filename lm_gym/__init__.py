@@ -13,9 +13,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
+
+if TYPE_CHECKING:  # the lazy names below, for type checkers and editors
+    from lm_gym import agents as agents
+    from lm_gym import exact as exact
+    from lm_gym import kl as kl
+    from lm_gym import reward_models as reward_models
+    from lm_gym import tiny as tiny
+    from lm_gym.cached_lm import CachedLM as CachedLM
+    from lm_gym.env import LMAlignEnv as LMAlignEnv
+    from lm_gym.mdp import AlignmentMDP as AlignmentMDP
+    from lm_gym.policy import reference_agent as reference_agent
+    from lm_gym.prompts import load_prompts as load_prompts
+    from lm_gym.rewards import load_reward_model as load_reward_model
+    from lm_gym.rollout import Rollout as Rollout
+    from lm_gym.vector_env import LMAlignVectorEnv as LMAlignVectorEnv
 
 __version__ = "0.1.0"
 
@@ -96,21 +111,15 @@ def _register(env_id: str, **kwargs: Any) -> None:
         gymnasium.register(id=env_id, **kwargs)
 
 
-_register("LMAlign-v0", entry_point="lm_gym.env:LMAlignEnv", vector_entry_point="lm_gym.vector_env:LMAlignVectorEnv")
-_register(
-    "LMAlignTopK-v0",
-    entry_point="lm_gym.env:LMAlignEnv",
-    vector_entry_point="lm_gym.vector_env:LMAlignVectorEnv",
-    kwargs={"action_mode": "top_k"},
-)
-_register(
-    "LMAlignExact-v0",
-    entry_point="lm_gym.exact.envs:make_exact_env",
-    vector_entry_point="lm_gym.exact.envs:make_exact_vector_env",
-)
-_register(
-    "LMAlignExactLong-v0",
-    entry_point="lm_gym.exact.envs:make_exact_env",
-    vector_entry_point="lm_gym.exact.envs:make_exact_vector_env",
-    kwargs={"horizon": 48},
-)
+# Above every max_new_tokens (lm_gym.mdp.STEP_LIMIT), so that a TimeLimit never truncates.
+_STEPS = {"max_episode_steps": 100_000}
+_ENV = {"entry_point": "lm_gym.env:LMAlignEnv", "vector_entry_point": "lm_gym.vector_env:LMAlignVectorEnv", **_STEPS}
+_EXACT = {
+    "entry_point": "lm_gym.exact.envs:LMAlignExactEnv",
+    "vector_entry_point": "lm_gym.exact.envs:LMAlignExactVectorEnv",
+    **_STEPS,
+}
+_register("LMAlign-v0", **_ENV)
+_register("LMAlignTopK-v0", **_ENV, kwargs={"action_mode": "top_k", "top_k": 32})
+_register("LMAlignExact-v0", **_EXACT)
+_register("LMAlignExactLong-v0", **_EXACT, kwargs={"horizon": 48})

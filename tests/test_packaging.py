@@ -95,6 +95,32 @@ def test_import_is_light(tmp_path: Path) -> None:
     assert seconds < 0.1
 
 
+def test_every_module_imports_without_the_extras(tmp_path: Path) -> None:
+    extras = "peft vllm matplotlib fastapi uvicorn tensorboard trackio wandb scipy accelerate sb3_contrib pytest"
+    roots = {"lm_gym": "lm_gym", "agents": "lm_gym.agents", "reward_models": "lm_gym.reward_models"}
+    modules = sorted(
+        f"{package}.{module.stem}"
+        for root, name in roots.items()
+        for package, folder in package_folders(REPOSITORY / root, name).items()
+        for module in folder.glob("*.py")
+        if module.stem not in ("__init__", "__main__", "sb3")
+    )
+    code = (
+        "import importlib, importlib.machinery, json, sys\n"
+        "class CoreOnly(importlib.machinery.PathFinder):\n"
+        "    @classmethod\n"
+        "    def find_spec(cls, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {extras.split()!r}: return None\n"
+        "        return super().find_spec(name, path, target)\n"
+        "sys.meta_path = [CoreOnly if f is importlib.machinery.PathFinder else f for f in sys.meta_path]\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(json.dumps(sorted(sys.modules)))"
+    )
+    result = run_python(code, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "stable_baselines3" not in json.loads(result.stdout.splitlines()[-1])
+
+
 def test_every_public_name_loads_and_a_wrong_one_is_named() -> None:
     import lm_gym
 
