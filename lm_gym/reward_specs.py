@@ -154,7 +154,10 @@ def _make_importable(folder: Path) -> None:
 
 def _made(target: Any, query: str, spec: str, *arguments: str) -> Callable[..., Any]:
     """A class made with the arguments of the query; a function bound to them."""
-    pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise ValueError(f"{spec!r}: expected name=value behind the question mark, joined by &") from error
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError(f"{spec!r}: an argument is given twice")
     is_class = inspect.isclass(target)

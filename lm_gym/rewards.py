@@ -39,6 +39,7 @@ __all__ = [
     "RewardModelError",
     "ScoreResult",
     "load_reward_model",
+    "plain_text",
     "reward_model_hash",
     "reward_model_name",
     "reward_model_names",
@@ -124,6 +125,13 @@ def score_texts(
         raise _located(name, batch, 0 if size == 1 else row, f"raised {type(error).__name__}: {error}") from error
     scores = _to_scores(values, name, batch, allow_none)
     return ScoreResult(scores, collector.extra, {key: float(np.mean(seen)) for key, seen in collector.metrics.items()})
+
+
+def plain_text(text: Text) -> str:
+    """The text of a prompt or completion for a judge without roles: of messages, their contents, a line each."""
+    if isinstance(text, str):
+        return text
+    return "\n".join(_content(message["content"]) for message in text)
 
 
 def reward_model_name(reward_model: RewardModel) -> str:
@@ -345,6 +353,12 @@ def _check_sizes(
     sizes |= {f"column {column!r}": len(values) for column, values in columns.items()}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"expected one value a completion everywhere, got {sizes}")
+
+
+def _content(content: Any) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    return "".join(part.get("text", "") for part in content)  # a list of typed parts
 
 
 def _copied(text: Text) -> Any:

@@ -1,0 +1,215 @@
+"""A transformers sequence classifier as a reward model: a chosen label of several, or the only logit of one."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lm_gym.rewards import Text, plain_text
+
+OUTPUTS = ("logit", "prob", "logprob")
+TEXTS = ("prompt+completion", "completion")
+
+
+class Classifier:
+    """Scores a text with a sequence classifier and its own tokenizer, in batches of texts of about equal length.
+
+    Range: any number (`output="logit"`), [0, 1] (`prob`), (-inf, 0] (`logprob`).
+
+    A plain prompt and completion are joined as they stand; a conversation goes through the chat template of the
+    classifier's tokenizer. A text that is longer than the classifier takes loses its beginning, with a warning.
+
+    Args:
+        model: hub id or folder, or a live model of transformers (then `tokenizer` too): it is used, never copied.
+        tokenizer: taken from `model`'s folder if None.
+        label: name or number of the label that is the reward. None for a model with one logit, which needs none.
+        output: "logit" as the model gives it; "prob" and "logprob" of the softmax over labels, or of the sigmoid where
+            there is one logit or the model's problem type is multi-label.
+        text: "prompt+completion" or "completion".
+        batch_size: texts a forward.
+        max_length: in tokens; None is the model's own limit.
+        device: "auto" is CUDA where there is one. Ignored, as `dtype` is, for a live model.
+        dtype: "float32", "bfloat16", "float16"; "auto" is the checkpoint's. Log-probs are computed in float32 always.
+        revision: of a hub id.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        label: str | int | None = None,
+        output: str = "logit",
+        text: str = "prompt+completion",
+        batch_size: int = 32,
+        max_length: int | None = None,
+        device: str = "auto",
+        dtype: str = "float32",
+        revision: str | None = None,
+    ) -> None:
+        if output not in OUTPUTS:
+            raise ValueError(f"classifier: output is {output!r}; expected one of {', '.join(OUTPUTS)}")
+        if text not in TEXTS:
+            raise ValueError(f"classifier: text is {text!r}; expected one of {', '.join(TEXTS)}")
+        if batch_size < 1:
+            raise ValueError(f"classifier: batch_size is {batch_size}; expected at least 1")
+        self.output, self.text, self.batch_size = output, text, batch_size
+        self.name = f"hf:{model}" if isinstance(model, str) else f"{type(self).__module__}:{type(model).__qualname__}"
+        if isinstance(model, str):
+            model, tokenizer = _loaded(model, tokenizer, device, dtype, revision)
+        elif tokenizer is None:
+            raise ValueError("classifier: a live model needs its tokenizer: Classifier(model, tokenizer=...)")
+        self.model, self.tokenizer = model, tokenizer
+        self.label = _label_index(model.config, label)
+        self.max_length = max_length or _own_limit(model.config, tokenizer)
+        self._warned = False
+
+    @torch.inference_mode()
+    def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
+        tokens = [self._tokens(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
+        size = self.batch_size if self._pad is not None else 1  # without one, transformers takes no batch
+        scores = [0.0] * len(tokens)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(order), size):
+                rows = order[start : start + size]
+                logits = self._logits([tokens[row] for row in rows])
+                for row, score in zip(rows, self._chosen(logits).tolist(), strict=True):
+                    scores[row] = score
+        finally:
+            self.model.train(was_training)
+        return scores
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and of what is read from them."""
+        digest = hashlib.sha256(f"{self.label} {self.output} {self.text} {self.max_length}".encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _tokens(self, prompt: Text, completion: Text) -> list[int]:
+        if self.text == "prompt+completion" and not isinstance(completion, str):
+            messages = [*([prompt] if isinstance(prompt, str) else prompt), *completion]
+            if not getattr(self.tokenizer, "chat_template", None):
+                raise ValueError(f"{self.name}: its tokenizer has no chat template, and the prompts are conversations")
+            written = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            ids = self._encoded(written, special=False)
+        else:
+            before = plain_text(prompt) if self.text == "prompt+completion" else ""
+            ids = self._encoded(before + plain_text(completion), special=True)
+        return ids or [self._stand_in()]
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        """Token ids, at most `max_length`: the end of a long text is kept, since it is what the policy wrote."""
+        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if self.max_length is None or len(ids) <= self.max_length:
+            return [int(token) for token in ids]
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.name}: a text of {len(ids)} tokens loses its beginning, the limit is {self.max_length} "
+                "(said once)",
+                stacklevel=2,
+            )
+        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, "left"
+        try:
+            kept = self.tokenizer(text, add_special_tokens=special, truncation=True, max_length=self.max_length)
+        finally:
+            self.tokenizer.truncation_side = side
+        return [int(token) for token in kept["input_ids"]]
+
+    def _stand_in(self) -> int:
+        """What an empty text is given as, where the tokenizer adds no special token: a model cannot read no tokens."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.unk_token_id):
+            if token is not None:
+                return int(token)
+        raise ValueError(f"{self.name}: an empty text has no tokens, and its tokenizer no BOS, EOS or UNK token")
+
+    @property
+    def _pad(self) -> int | None:
+        pad = self.model.config.get_text_config().pad_token_id
+        return None if pad is None else int(pad)
+
+    def _logits(self, tokens: list[list[int]]) -> Tensor:
+        """(B, labels) float32 of B texts, padded behind with the pad token that the model's head looks for."""
+        width = max(map(len, tokens))
+        device = self.model.device
+        ids = torch.full((len(tokens), width), self._pad or 0, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(tokens):
+            ids[row, : len(text)] = torch.tensor(text)
+            mask[row, : len(text)] = 1
+        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        return torch.as_tensor(logits).float()
+
+    def _chosen(self, logits: Tensor) -> Tensor:
+        """(B,) from (B, labels)."""
+        chosen = logits[:, self.label]
+        if self.output == "logit":
+            return chosen
+        if logits.shape[1] == 1 or self.model.config.problem_type == "multi_label_classification":
+            logprobs = torch.nn.functional.logsigmoid(chosen)
+        else:
+            logprobs = logits.log_softmax(dim=1)[:, self.label]
+        return logprobs.exp() if self.output == "prob" else logprobs
+
+
+def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise ValueError(f"classifier: dtype is {dtype!r}; expected one of {', '.join(kinds)}")
+    try:
+        loaded, info = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=kinds[dtype], revision=revision, output_loading_info=True
+        )
+        source = model if tokenizer is None else tokenizer
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision) if isinstance(source, str) else source
+    except (OSError, ValueError) as error:
+        raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"classifier: {model!r} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}: it is no trained "
+            "classifier, and a random head would give random rewards. Give a model that was trained with one"
+        )
+    config = loaded.config.get_text_config()
+    if config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return loaded.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _label_index(config: Any, label: str | int | None) -> int:
+    names = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    known = ", ".join(f"{index} {name!r}" for index, name in names.items())
+    if label is None:
+        if config.num_labels == 1:
+            return 0
+        raise ValueError(f"classifier: the model has {config.num_labels} labels, choose one with label=: {known}")
+    exact = [index for index, name in names.items() if name == label]
+    loose = [index for index, name in names.items() if name.lower() == str(label).lower()]
+    if len(exact or loose) == 1:
+        return (exact or loose)[0]
+    if str(label).isdecimal() and int(label) < config.num_labels:
+        return int(label)
+    near = difflib.get_close_matches(str(label), names.values(), n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"classifier: the model has no label {label!r}.{hint} It has {known}")
+
+
+def _own_limit(config: Any, tokenizer: Any) -> int | None:
+    """The most tokens that the model takes; None where neither it nor its tokenizer says so."""
+    limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+    known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
+    return min(known) if known else None
