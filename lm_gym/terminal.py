@@ -6,6 +6,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ class PlainLines:
         self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            print(self._waiting, flush=True)
-            self._waiting = ""
+        line, self._waiting = self._waiting, ""
+        if line:
+            print(line, flush=True)
             self._printed_at = time.monotonic()
 
 
@@ -238,7 +239,7 @@ def sparkline(values: Sequence[float], *, width: int = 40, ascii_only: bool = Fa
     """The course of `values` in one line, means of equal parts if there are more than `width`."""
     if len(values) > width:
         edges = [round(i * len(values) / width) for i in range(width + 1)]
-        values = [sum(values[a:b]) / (b - a) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        values = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
     if not values:
         return ""
     low, high = min(values), max(values)
