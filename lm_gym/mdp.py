@@ -1,0 +1,291 @@
+"""The problem itself: prompts, a frozen reference, a judge, a price per nat of KL, and limits. No Gymnasium in it.
+
+    J(π) = E[R(x, y)] − β·KL(π‖π_ref)
+    r_t  = −β·(log π(a_t|s_t) − log π_ref(a_t|s_t)),  plus R(x, y) on the last action
+
+The environments are the step-by-step view of it; :meth:`AlignmentMDP.score` is the batched view, and pays the same
+rewards for the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lm_gym.decoding import Completion, GenerationParams, finish_reason
+from lm_gym.forward import by_length, pad_rows, pad_texts, response_hidden, token_logprobs
+from lm_gym.models import CausalLM, load_model
+from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.rewards import load_reward_model, score_texts
+
+KL_MODES = ("reference", "reported", "none")
+STEP_LIMIT = 100_000
+"""``max_episode_steps`` of the registered ids; ``max_new_tokens`` stays below it, so a TimeLimit never truncates."""
+SCORING_TOKENS = 16_384
+"""Padded tokens in one pass of the reference when it scores whole texts."""
+
+
+@dataclass
+class Scored:
+    """What the problem says of B finished completions; T is the longest, shorter ones are zero behind their end.
+
+    Attributes:
+        texts: B completion texts, special tokens left out. response_mask: (B, T) bool.
+        scores: (B,) R(x, y): the reward model's number, less ``missing_eos_penalty`` where the text ran into the limit.
+        ref_logprobs: (B, T) log π_ref(a_t|s_t), whole vocabulary, at the problem's temperature.
+        kl_penalty: (B, T) what step t pays for KL. rewards: (B, T) ``kl_penalty`` plus R on the last token.
+        extra: columns that the reward model logged, B values each. metrics: numbers that it logged.
+        ref_hidden: (B, T, d) the reference's hidden states, if asked for.
+    """
+
+    texts: list[str]
+    response_mask: torch.Tensor
+    scores: torch.Tensor
+    ref_logprobs: torch.Tensor
+    kl_penalty: torch.Tensor
+    rewards: torch.Tensor
+    extra: dict[str, list[Any]] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    ref_hidden: torch.Tensor | None = None
+
+
+class AlignmentMDP:
+    """Aligning a language model as a Markov decision process.
+
+    Args:
+        model: what policies start from: "tiny", a hub id, a folder, a GGUF file, or a live model.
+        reference: the model that KL is measured against; None: ``model``. It is frozen, also when it is a live object:
+            train a copy.
+        tokenizer: a tokenizer or its name; None: the model's own.
+        prompts: a source that :func:`lm_gym.prompts.load_prompts` takes, or a list of :class:`Prompt`.
+        reward_model: a callable or the name of one (:mod:`lm_gym.rewards`).
+        max_new_tokens: tokens until a text ends by its length. min_new_tokens: tokens before which it may not end.
+        stop: strings that end a text.
+        kl_coef: β ≥ 0, reward per nat.
+        missing_eos_penalty: ≥ 0, taken from the score of a text that ran into the limit.
+        temperature: of policy and reference alike, above 0.
+        top_k: choose among the reference's k likeliest tokens only, EOS always among them; None: all.
+        device, dtype: where and how models are loaded.
+        max_prompt_tokens: the longest prompt allowed; None: what the model's context leaves.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: Any = "tiny",
+        reference: Any = None,
+        tokenizer: Any = None,
+        prompts: Any = "tiny:reviews",
+        reward_model: Any = "vader",
+        max_new_tokens: int = 32,
+        min_new_tokens: int = 0,
+        stop: str | Sequence[str] = (),
+        kl_coef: float = 0.05,
+        missing_eos_penalty: float = 0.0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        device: Any = "cpu",
+        dtype: Any = "float32",
+        max_prompt_tokens: int | None = None,
+    ) -> None:
+        self.max_new_tokens = _integer("max_new_tokens", max_new_tokens, 1, STEP_LIMIT - 1)
+        self.min_new_tokens = _integer("min_new_tokens", min_new_tokens, 0, self.max_new_tokens)
+        self.kl_coef = _number("kl_coef", kl_coef, at_least=0)
+        self.missing_eos_penalty = _number("missing_eos_penalty", missing_eos_penalty, at_least=0)
+        self.temperature = _number("temperature", temperature, above=0)
+        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(isinstance(s, str) and s for s in self.stop):
+            raise ValueError(f"stop expected strings that are not empty, got {stop!r}")
+        self.device, self.dtype = device, dtype
+        self.reference = load_model(
+            model if reference is None else reference,
+            tokenizer=tokenizer,
+            device=device,
+            dtype=dtype,
+            what="model" if reference is None else "reference",
+        ).freeze()
+        self.shares_model = reference is None
+        self._model, self._tokenizer = model, tokenizer
+        vocab = self.reference.vocab_size
+        self.top_k = None if top_k is None else _integer("top_k", top_k, 1, vocab)
+        self.prompts = self._prompts(prompts, max_prompt_tokens)
+        self.longest_prompt = max(len(p.token_ids) for p in self.prompts)
+        self.reward_model: Callable[..., Any] = load_reward_model(reward_model)
+
+    def _prompts(self, source: Any, max_prompt_tokens: int | None) -> list[Prompt]:
+        room = self.reference.max_positions - self.max_new_tokens
+        if room < 1:
+            raise ValueError(
+                f"max_new_tokens expected fewer than the model's {self.reference.max_positions} positions, "
+                f"got {self.max_new_tokens}"
+            )
+        limit = room if max_prompt_tokens is None else min(room, max_prompt_tokens)
+        if isinstance(source, (list, tuple)) and source and all(isinstance(p, Prompt) for p in source):
+            return list(source)
+        return load_prompts(source, self.reference.tokenizer, max_tokens=limit)
+
+    def initial_policy(self, share: Callable[[CausalLM], Iterable[nn.Parameter]] | None = None) -> CausalLM:
+        """A copy of ``model`` for an agent to train. ``share(reference)`` names tensors to hold in common, frozen."""
+        if self.shares_model:
+            policy = self.reference.clone(share=() if share is None else share(self.reference))
+        else:
+            live = not isinstance(self._model, str)
+            policy = load_model(self._model, tokenizer=self._tokenizer, device=self.device, dtype=self.dtype)
+            policy = policy.clone() if live else policy
+            if policy.vocab_size != self.reference.vocab_size:
+                raise ValueError(
+                    f"model and reference expected one vocabulary, got {policy.vocab_size} and "
+                    f"{self.reference.vocab_size} tokens"
+                )
+        policy.eval()
+        shared = set() if share is None or not self.shares_model else {id(p) for p in share(self.reference)}
+        for p in policy.parameters():
+            p.requires_grad_(id(p) not in shared)
+        return policy
+
+    @property
+    def generation_params(self) -> GenerationParams:
+        """How a policy of this problem decodes."""
+        return GenerationParams(
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            stop=self.stop,
+            temperature=self.temperature,
+            top_k=self.top_k,
+        )
+
+    def draw_prompt(self, rng: np.random.Generator) -> Prompt:
+        """One prompt, uniformly."""
+        return self.prompts[int(rng.integers(len(self.prompts)))]
+
+    def encode_prompt(self, text: str, **columns: Any) -> Prompt:
+        """A prompt of one's own, with the columns that the reward model reads."""
+        room = self.reference.max_positions - self.max_new_tokens
+        [prompt] = load_prompts([{"prompt": text, **columns}], self.reference.tokenizer, max_tokens=room)
+        return prompt
+
+    def finish_reason(self, tokens: Sequence[int]) -> str | None:
+        """Why a completion ends with its last token ("eos", "stop", "length"), or None."""
+        return finish_reason(
+            tokens,
+            eos_ids=self.reference.eos_ids,
+            max_new_tokens=self.max_new_tokens,
+            min_new_tokens=self.min_new_tokens,
+            stop=self.stop,
+            decode=self.reference.decode,
+        )
+
+    def judge(
+        self,
+        prompts: Sequence[Prompt],
+        tokens: Sequence[Sequence[int]],
+        reasons: Sequence[str],
+        *,
+        trainer_state: Any = None,
+        log_metric: Callable[[str, float], None] | None = None,
+    ) -> tuple[np.ndarray, list[str], dict[str, list[Any]], dict[str, float]]:
+        """R(x, y) of B finished completions in one call of the reward model.
+
+        Returns:
+            scores (B,) float64, completion texts, and what the reward model logged: columns and numbers.
+        """
+        texts = [self.reference.decode(t) for t in tokens]
+        keys = list(prompts[0].columns) if prompts else []
+        columns: Mapping[str, list[Any]] = {k: [p.columns.get(k) for p in prompts] for k in keys}
+        result = score_texts(
+            self.reward_model,
+            prompts=[p.for_reward for p in prompts],
+            completions=[p.completion_for_reward(t) for p, t in zip(prompts, texts, strict=True)],
+            completion_ids=[list(t) for t in tokens],
+            columns=columns,
+            trainer_state=trainer_state,
+            log_metric=log_metric,
+        )
+        late = np.array([r == "length" for r in reasons], dtype=np.float64)
+        return result.scores - self.missing_eos_penalty * late, texts, result.extra, result.metrics
+
+    @torch.no_grad()
+    def reference_pass(
+        self, prompt_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], *, hidden: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Teacher-forced log π_ref (B, T) of completions, batched by length; and the hidden states (B, T, d) if asked."""
+        lm, width = self.reference, max(map(len, tokens))
+        logprobs = torch.zeros(len(tokens), width)
+        states = torch.zeros(len(tokens), width, lm.hidden_size) if hidden else None
+        for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
+            ids, mask, _ = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
+            t = max(len(tokens[i]) for i in batch)
+            ids, mask = ids.to(lm.device), mask.to(lm.device)
+            h = response_hidden(lm, ids, mask, t)
+            logp = torch.log_softmax(lm.head(h) / self.temperature, -1)
+            logprobs[batch, :t] = token_logprobs(logp, ids[:, -t:].clamp(max=lm.vocab_size - 1)).cpu()
+            if states is not None:
+                states[batch, :t] = h.float().cpu()
+        return logprobs, states
+
+    def score(
+        self,
+        completions: Sequence[Completion],
+        *,
+        kl_mode: str = "reported",
+        kl_coef: float | None = None,
+        hidden: bool = False,
+        trainer_state: Any = None,
+    ) -> Scored:
+        """Score whole completions: one reward-model batch and one teacher-forced pass of the reference.
+
+        Args:
+            completions: B finished texts with ``prompt`` set; under "reported" with ``logprobs``.
+            kl_mode: as the environment's; "reported" pays the exact penalty. kl_coef: β; None: the problem's.
+            hidden: also return the reference's hidden states.
+            trainer_state: handed to the reward model.
+        """
+        if kl_mode not in KL_MODES:
+            raise ValueError(f"kl_mode expected one of {KL_MODES}, got {kl_mode!r}")
+        beta = self.kl_coef if kl_coef is None else kl_coef
+        prompts = [c.prompt for c in completions if c.prompt is not None]
+        if len(prompts) != len(completions):
+            raise ValueError(
+                "score expected completions with prompt= set (the record from mdp.prompts), got one without"
+            )
+        tokens = [c.tokens for c in completions]
+        scores, texts, extra, metrics = self.judge(
+            prompts, tokens, [c.finish_reason for c in completions], trainer_state=trainer_state
+        )
+        ref_logprobs, ref_hidden = self.reference_pass([c.prompt_ids for c in completions], tokens, hidden=hidden)
+        lengths = torch.tensor([len(t) for t in tokens])
+        mask = torch.arange(ref_logprobs.shape[1])[None] < lengths[:, None]
+        ref_logprobs = ref_logprobs.masked_fill(~mask, 0.0)
+        if kl_mode == "none" or beta == 0:
+            penalty = torch.zeros_like(ref_logprobs)
+        elif kl_mode == "reference":
+            penalty = beta * ref_logprobs
+        else:
+            known = [c.logprobs for c in completions if c.logprobs is not None]
+            if len(known) != len(completions):
+                raise ValueError("kl_mode 'reported' expected completions with logprobs, got one without")
+            logprobs = pad_rows([lp.float().cpu() for lp in known], ref_logprobs.shape[1])
+            penalty = -beta * (logprobs - ref_logprobs)
+        rewards = penalty.clone()
+        result = torch.tensor(scores, dtype=torch.float32)
+        rewards[torch.arange(len(tokens)), lengths - 1] += result
+        return Scored(texts, mask, result, ref_logprobs, penalty, rewards, extra, metrics, ref_hidden)
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise ValueError(f"{name} expected a whole number from {low} to {high}, got {value!r}")
+    return int(value)
+
+
+def _number(name: str, value: Any, *, at_least: float | None = None, above: float | None = None) -> float:
+    ok = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool) and np.isfinite(value)
+    if not ok or (at_least is not None and value < at_least) or (above is not None and value <= above):
+        bound = f"of at least {at_least}" if at_least is not None else f"above {above}"
+        raise ValueError(f"{name} expected a finite number {bound}, got {value!r}")
+    return float(value)

@@ -1,0 +1,301 @@
+"""Language models behind one small interface, and how a name becomes one.
+
+:class:`CausalLM` is what the environment, the decoding engine and the agents ask of a language model: a trunk (token
+ids to last hidden states), a head (hidden states to logits) and rows that decode with a cache. :class:`TransformersLM`
+puts it around any full-attention causal LM of ``transformers``; the exact languages bring a table of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from lm_gym.rows import Rows
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CausalLM(nn.Module):
+    """A causal language model: what LM Gym needs to know of one.
+
+    Attributes:
+        vocab_size: V, the size of the output distribution (the head's, which may exceed the tokenizer's).
+        input_size: number of ids that may occur in the input, at least V.
+        hidden_size: d, the width of the last hidden state. hidden_bound: no |component| of it exceeds this.
+        eos_ids: every id that ends a text. pad_id: fills batches; always masked, so it may equal an EOS id.
+        max_positions: longest text in tokens. learning_rate: a step size that trains this model with Adam.
+        name: what the user called it. tokenizer: None where texts are only ids.
+    """
+
+    vocab_size: int
+    input_size: int
+    hidden_size: int
+    hidden_bound: float
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    max_positions: int
+    learning_rate: float
+    name: str
+    tokenizer: Any = None
+
+    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Last hidden states (B, L, d) of ids (B, L) under a mask (B, L) of 1 for tokens and 0 for padding."""
+        raise NotImplementedError
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) in float32 of hidden states (..., d)."""
+        raise NotImplementedError
+
+    def rows(self, n: int, capacity: int) -> Rows:
+        """``n`` rows of up to ``capacity`` tokens that decode together with a cache, each of its own age."""
+        raise NotImplementedError
+
+    def clone(self, *, share: Iterable[nn.Parameter] = ()) -> CausalLM:
+        """A copy to train, holding the very tensors of ``share`` (frozen in both) instead of copies of them."""
+        memo = {id(p): p for p in share}
+        twin = copy.deepcopy(self, memo)
+        return twin
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some ids, special tokens left out."""
+        if self.tokenizer is None:
+            return " ".join(str(i) for i in ids)
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def fingerprint(self) -> str:
+        """sha256 of all parameters and buffers with their names, shapes and dtypes: equal for equal bytes."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.state_dict().items()):
+            digest.update(f"{key}:{tuple(value.shape)}:{value.dtype};".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def freeze(self) -> CausalLM:
+        """Evaluation mode (dropout off), no gradients."""
+        self.eval()
+        for p in self.parameters():
+            p.requires_grad_(False)
+        return self
+
+
+class TransformersLM(CausalLM):
+    """A ``transformers`` causal LM (full attention, position ids) behind :class:`CausalLM`.
+
+    Args:
+        model: the model, which is used as it is and not copied. tokenizer: its tokenizer.
+        name: what the user called it.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+        super().__init__()
+        self.model, self.tokenizer, self.name = model, tokenizer, name
+        config = model.config.get_text_config(decoder=True)
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"model {name!r} expected a causal LM with an output head, got {type(model).__name__}")
+        self.vocab_size = int(head.weight.shape[0])
+        self.input_size = int(model.get_input_embeddings().weight.shape[0])
+        self.hidden_size = int(head.weight.shape[1])
+        self.max_positions = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+        window = getattr(config, "sliding_window", None)
+        if window and any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"]):
+            self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
+        if any("linear" in k or "mamba" in k for k in getattr(config, "layer_types", None) or []):
+            raise ValueError(f"model {name!r} expected attention layers only, got {sorted(set(config.layer_types))}")
+        self.eos_ids = eos_ids_of(model, tokenizer, name)
+        pad = getattr(tokenizer, "pad_token_id", None)
+        self.pad_id = int(pad) if pad is not None else self.eos_ids[0]
+        n = sum(p.numel() for p in model.parameters())
+        self.learning_rate = 5e-4 * math.sqrt(1.5e6 / max(n, 1.5e6))
+        self.hidden_bound = _hidden_bound(self._base(), self.hidden_size)
+        self.eval()
+        self._check_head()
+
+    def _causal_lm(self) -> Any:
+        """The causal LM itself, inside PEFT's wrapper if there is one."""
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+
+    def _base(self) -> Any:
+        lm = self._causal_lm()
+        return getattr(lm, lm.base_model_prefix)
+
+    def _check_head(self) -> None:
+        """The head must be all that stands between the trunk and the logits (some models cap or scale them)."""
+        ids = torch.arange(4, device=self.device)[None] % self.vocab_size
+        with torch.no_grad():
+            ours = self.head(self.trunk(ids, torch.ones_like(ids)))
+            theirs = self._causal_lm()(input_ids=ids, use_cache=False).logits.float()
+        if not torch.allclose(ours, theirs, rtol=1e-3, atol=0.05 if self.model.dtype != torch.float32 else 1e-3):
+            raise ValueError(
+                f"model {self.name!r} ({type(self._causal_lm()).__name__}) changes its logits after the output head "
+                "(capped or scaled); LM Gym does not support such models: use one of the Llama, GPT-2, Qwen or "
+                "Mistral classes"
+            )
+
+    def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        out = self._base()(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+        )
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
+
+    def rows(self, n: int, capacity: int) -> Rows:
+        from lm_gym.rows import AttentionRows
+
+        return AttentionRows(self, n, capacity)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TransformersLM:
+        tokenizer = self.tokenizer  # holds no weights; some cannot be copied
+        memo[id(tokenizer)] = tokenizer
+        twin = TransformersLM.__new__(TransformersLM)
+        memo[id(self)] = twin
+        nn.Module.__init__(twin)
+        for key, value in self.__dict__.items():
+            twin.__dict__[key] = copy.deepcopy(value, memo)
+        return twin
+
+
+def eos_ids_of(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
+    """Every id that ends a text: those of ``generation_config``, of the config, and the tokenizer's own."""
+    ids: set[int] = set()
+    for source in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+    if not ids:
+        raise ValueError(
+            f"model {name!r} expected an EOS token, got none in generation_config, config or tokenizer: "
+            "set model.generation_config.eos_token_id"
+        )
+    return tuple(sorted(int(i) for i in ids))
+
+
+def _hidden_bound(base: Any, width: int) -> float:
+    """A bound on the components of the last hidden state, from the final norm's weights.
+
+    A normalised vector has |h_i| ≤ √d, so |w_i·h_i + b_i| ≤ √d·max|w| + max|b| (RMSNorm of Gemma uses 1 + w).
+    """
+    norm = next(
+        (getattr(base, k) for k in ("norm", "ln_f", "final_layer_norm", "final_layernorm") if hasattr(base, k)), None
+    )
+    if norm is None or getattr(norm, "weight", None) is None:
+        return float(torch.finfo(torch.float32).max)
+    weight = float(norm.weight.detach().abs().max()) + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
+    bias = getattr(norm, "bias", None)
+    return math.sqrt(width) * weight + (0.0 if bias is None else float(bias.detach().abs().max())) + 1e-3
+
+
+def resolve_dtype(dtype: Any) -> torch.dtype:
+    """A torch dtype from its name ("float32", "bfloat16", "float16") or itself."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype expected one of {sorted(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def resolve_device(device: Any) -> torch.device:
+    """A torch device that is there."""
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"device expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from e
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch {torch.__version__} sees no CUDA device here; use device='cpu'")
+    return found
+
+
+def load_model(
+    model: Any, *, tokenizer: Any = None, device: Any = "cpu", dtype: Any = "float32", what: str = "model"
+) -> CausalLM:
+    """A :class:`CausalLM` from ``tiny``, a hub id, a local folder, a GGUF file or a live model.
+
+    Args:
+        model: str or Path; a live ``transformers`` model, used as it is and not copied (its device and dtype stay);
+            or a :class:`CausalLM`.
+        tokenizer: a live tokenizer or the name of one; by default the one found beside the model.
+        device: "cpu", "cuda", …. dtype: "float32", "bfloat16" or "float16", for models that are loaded here.
+        what: the argument's name, for errors.
+
+    Raises:
+        ValueError: if nothing can be loaded under that name.
+    """
+    if isinstance(model, CausalLM):
+        return model
+    where = resolve_device(device)
+    if isinstance(model, nn.Module):
+        if not hasattr(model, "get_output_embeddings"):
+            raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
+        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        return TransformersLM(model, _tokenizer(tokenizer or name, what), name)
+    if not isinstance(model, (str, Path)):
+        raise ValueError(
+            f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got {type(model).__name__}"
+        )
+    from transformers import AutoModelForCausalLM
+
+    name, source, extra = str(model), str(model), {}
+    if name == "tiny":
+        from lm_gym.tiny import tiny_path
+
+        source = str(tiny_path())
+    elif name.endswith(".gguf"):
+        if not Path(name).is_file():
+            raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
+        source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
+    try:
+        with _quiet():
+            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=resolve_dtype(dtype), **extra)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ValueError(
+            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: {first}"
+        ) from e
+    found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
+    return TransformersLM(loaded.to(where), found, name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bar that transformers draws for every load."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+    if not isinstance(tokenizer, (str, Path)):
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(str(tokenizer), **extra)
+    except (OSError, ValueError, KeyError, ImportError) as e:
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({first}); pass tokenizer=") from e
+
+
+def fingerprint(module: nn.Module) -> str:
+    """sha256 of any module's state, as :meth:`CausalLM.fingerprint`."""
+    return CausalLM.fingerprint(module)  # type: ignore[arg-type]
