@@ -131,6 +131,16 @@ def test_every_public_name_loads_and_a_wrong_one_is_named() -> None:
         _ = lm_gym.AlignmentMPD
 
 
+@pytest.mark.parametrize("folder", ["agents", "reward_models"])
+def test_every_agent_and_reward_model_loads_by_name(folder: str) -> None:
+    package = importlib.import_module(f"lm_gym.{folder}")
+    for name in package.__all__:
+        assert getattr(package, name).__name__ == name
+    assert dir(package) == sorted(package.__all__)
+    with pytest.raises(AttributeError, match=f"it has {package.__all__[0]}"):
+        _ = package.NoSuchName
+
+
 def test_environments_are_registered_with_string_entry_points() -> None:
     import gymnasium
 
