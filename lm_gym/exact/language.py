@@ -13,19 +13,26 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float64]
-IntArray = NDArray[np.int64]
+from lm_gym.exact.states import (
+    ENDED,
+    EOS,
+    FloatArray,
+    IntArray,
+    StateTable,
+    Texts,
+    count_texts,
+    prefix_states,
+    score_states,
+    step_states,
+)
+
 TokenReward = Callable[[list[int]], float]
-
-EOS = 0
-ENDED = -1  # in `next_state`: this action ends the text
 
 # The worked example of DESIGN.md: R = #3 − ½·#2 + 1 if the text ends in EOS.
 WORKED_TRANSITIONS = ((0.1, 0.4, 0.3, 0.2), (0.2, 0.2, 0.4, 0.2), (0.3, 0.3, 0.1, 0.3), (0.4, 0.2, 0.2, 0.2))
@@ -35,69 +42,6 @@ WORKED_TABLE = (1.0, 0.0, -0.5, 1.0)
 def worked_reward(tokens: list[int]) -> float:
     """The reward of the worked example: #3 − ½·#2, plus 1 for a text that ends in EOS."""
     return tokens.count(3) - 0.5 * tokens.count(2) + (1.0 if tokens and tokens[-1] == EOS else 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class StateTable:
-    """The states of a language, as arrays: what a table policy and every dynamic program here is made of.
-
-    States are sorted by depth, so that `next_state[s, a] > s` wherever the text goes on. The states of depth d are
-    `level_offsets[d] : level_offsets[d + 1]`. The start state of prompt p is `start_states[p]` (= p).
-    """
-
-    n_states: int
-    next_state: IntArray  # (S, V); −1 (`ENDED`) where the action ends the text
-    start_states: IntArray  # (P,)
-    ref_probs: FloatArray  # (S, V); rows sum to 1
-    depth: IntArray  # (S,) tokens written before this state
-    prompt: IntArray  # (S,)
-    last_token: IntArray  # (S,); −1 at the start
-    step_reward: FloatArray  # (S, V); summed along a text it is R(x, y). See `pays_at_end`
-    pays_at_end: bool  # True: step_reward is R(x, y) on the ending action, 0 before. False: what each token adds
-    level_offsets: IntArray  # (T + 1,)
-
-    @property
-    def n_tokens(self) -> int:
-        return int(self.next_state.shape[1])
-
-    @property
-    def n_prompts(self) -> int:
-        return int(self.start_states.shape[0])
-
-    @cached_property
-    def ref_logprobs(self) -> FloatArray:
-        """(S, V) log π_ref; −inf where the reference never goes."""
-        with np.errstate(divide="ignore"):
-            return np.log(self.ref_probs)
-
-    @cached_property
-    def ends(self) -> NDArray[np.bool_]:
-        """(S, V) True where the action ends the text."""
-        return np.asarray(self.next_state == ENDED)
-
-    def levels(self) -> list[slice]:
-        """One slice of states per depth, first to last."""
-        return [slice(int(a), int(b)) for a, b in zip(self.level_offsets[:-1], self.level_offsets[1:], strict=True)]
-
-
-@dataclass(frozen=True, eq=False)
-class Texts:
-    """All texts of a language, one row each, over all prompts. Text i ends with action `action[i]` in `state[i]`."""
-
-    prompt: IntArray  # (N,)
-    tokens: IntArray  # (N, T), padded with −1; an EOS counts as a token
-    length: IntArray  # (N,)
-    reward: FloatArray  # (N,)
-    ref_logprob: FloatArray  # (N,) nats, of the whole text given the prompt
-    state: IntArray  # (N,)
-    action: IntArray  # (N,)
-
-    def __len__(self) -> int:
-        return int(self.prompt.shape[0])
-
-    def ids(self, i: int) -> list[int]:
-        """The token ids of text i, with the final EOS if there is one."""
-        return [int(t) for t in self.tokens[i, : self.length[i]]]
 
 
 class ExactLanguage:
@@ -168,7 +112,7 @@ class ExactLanguage:
             self._reward_functions = _reward_functions(token_reward, self.n_prompts)
 
         self.max_sequences = int(max_sequences)
-        self.n_sequences = self.n_prompts * _count_texts(n, self.horizon)
+        self.n_sequences = self.n_prompts * count_texts(n, self.horizon)
         choices = ("auto", "prefixes", "steps")
         if states not in choices:
             near = difflib.get_close_matches(str(states), choices, 1, 0.0)[0]
@@ -261,28 +205,8 @@ class ExactLanguage:
 
     @cached_property
     def _prefix_table(self) -> StateTable:
-        """States are unfinished texts; R is paid by the ending action."""
         self._check_enumerable()
-        n, last_depth = self.n_tokens, self.horizon - 1
-        prefixes: list[tuple[int, tuple[int, ...]]] = [(p, ()) for p in range(self.n_prompts)]
-        rows: list[list[int]] = []
-        offsets = [0, self.n_prompts]
-        for _ in range(last_depth):
-            for p, prefix in prefixes[offsets[-2] : offsets[-1]]:
-                first = len(prefixes)
-                prefixes += [(p, (*prefix, a)) for a in range(1, n)]
-                rows.append([ENDED, *range(first, first + n - 1)])
-            offsets.append(len(prefixes))
-        rows += [[ENDED] * n] * (offsets[-1] - offsets[-2])
-        next_state = np.array(rows, dtype=np.int64)
-        prompt = np.array([p for p, _ in prefixes], dtype=np.int64)
-        depth = np.array([len(y) for _, y in prefixes], dtype=np.int64)
-        last = np.array([y[-1] if y else -1 for _, y in prefixes], dtype=np.int64)
-        reward = np.zeros((len(prefixes), n))
-        for s, a in zip(*np.nonzero(next_state == ENDED), strict=True):
-            p, prefix = prefixes[s]
-            reward[s, a] = self.reward([*prefix, int(a)], p)
-        return self._make_table(next_state, prompt, depth, last, reward, True, offsets)
+        return prefix_states(self.transitions, self.start_rows, self.horizon, self.reward)
 
     @cached_property
     def _parents(self) -> IntArray:
@@ -295,19 +219,8 @@ class ExactLanguage:
 
     @cached_property
     def _steps_table(self) -> StateTable:
-        """States are (prompt, step, last token); each token adds its entry of `token_table`."""
         assert self.token_table is not None
-        n, prompts, horizon = self.n_tokens, self.n_prompts, self.horizon
-        per_level = prompts * (n - 1)
-        offsets = [0, *(prompts + per_level * d for d in range(horizon))]
-        prompt = np.concatenate([np.arange(prompts), np.tile(np.repeat(np.arange(prompts), n - 1), horizon - 1)])
-        last = np.concatenate([np.full(prompts, -1), np.tile(np.arange(1, n), prompts * (horizon - 1))])
-        depth = np.concatenate([np.zeros(prompts, dtype=np.int64), np.repeat(np.arange(1, horizon), per_level)])
-        next_state = np.full((len(depth), n), ENDED, dtype=np.int64)
-        goes_on = depth < horizon - 1
-        first_of_next = np.array(offsets)[depth + 1] + prompt * (n - 1)
-        next_state[goes_on, 1:] = first_of_next[goes_on, None] + np.arange(n - 1)
-        return self._make_table(next_state, prompt, depth, last, self.token_table[prompt], False, offsets)
+        return step_states(self.transitions, self.start_rows, self.horizon, self.token_table)
 
     def score_table(self) -> tuple[StateTable, IntArray]:
         """States that also know the score so far, with R paid at the end, and the (S',) `table()` state of each.
@@ -319,61 +232,7 @@ class ExactLanguage:
 
     @cached_property
     def _score_table(self) -> tuple[StateTable, IntArray]:
-        table = self.table()
-        if table.pays_at_end:
-            return table, np.arange(table.n_states)
-        bases, scores = [table.start_states], [np.zeros(self.n_prompts)]
-        next_rows: list[IntArray] = []
-        offsets = [0, self.n_prompts]
-        for _ in range(self.horizon):
-            following = table.next_state[bases[-1]]
-            score = np.round(scores[-1][:, None] + table.step_reward[bases[-1]], 9)
-            row, action = np.nonzero(following != ENDED)
-            nexts = np.full(following.shape, ENDED, dtype=np.int64)
-            if len(row):
-                keys = np.stack([following[row, action].astype(np.float64), score[row, action]], axis=1)
-                unique, inverse = np.unique(keys, axis=0, return_inverse=True)
-                nexts[row, action] = offsets[-1] + inverse.reshape(-1)
-                bases.append(unique[:, 0].astype(np.int64))
-                scores.append(unique[:, 1])
-                offsets.append(offsets[-1] + len(unique))
-                if offsets[-1] > 5_000_000:
-                    raise ValueError(
-                        "the score so far takes too many values (over 5,000,000 states); use a token_table whose "
-                        "entries are multiples of one number, or a shorter horizon"
-                    )
-            next_rows.append(nexts)
-        base, next_state = np.concatenate(bases), np.concatenate(next_rows)
-        total = np.concatenate(scores)[:, None] + table.step_reward[base]
-        reward = np.where(next_state == ENDED, np.round(total, 9), 0.0)
-        rest = table.prompt[base], table.depth[base], table.last_token[base]
-        return self._make_table(next_state, *rest, reward, True, offsets), base
-
-    def _make_table(
-        self,
-        next_state: IntArray,
-        prompt: IntArray,
-        depth: IntArray,
-        last: IntArray,
-        reward: FloatArray,
-        pays_at_end: bool,
-        offsets: list[int],
-    ) -> StateTable:
-        ref = np.where((last == -1)[:, None], self.start_rows[prompt], self.transitions[last])
-        starts = np.arange(self.n_prompts)
-        arrays: dict[str, Any] = {
-            "next_state": next_state, "start_states": starts, "ref_probs": ref, "depth": depth, "prompt": prompt,
-            "last_token": last, "step_reward": reward, "level_offsets": np.array(offsets, dtype=np.int64),
-        }  # fmt: skip
-        for array in arrays.values():
-            array.setflags(write=False)
-        return StateTable(n_states=len(depth), pays_at_end=pays_at_end, **arrays)
-
-
-def _count_texts(n_tokens: int, horizon: int) -> int:
-    """Texts of one prompt: an EOS after t < T other tokens, or T tokens without one."""
-    others = n_tokens - 1
-    return int(sum(others**t for t in range(horizon + 1)))
+        return score_states(self.table())
 
 
 def _distributions(rows: ArrayLike, name: str) -> FloatArray:

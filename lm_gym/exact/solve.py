@@ -13,7 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lm_gym.exact.language import ExactLanguage, FloatArray, StateTable
+from lm_gym.exact.language import ExactLanguage
+from lm_gym.exact.states import FloatArray, StateTable
 
 BoolArray = NDArray[np.bool_]
 
@@ -47,16 +48,14 @@ class Evaluation:
     per_prompt: dict[str, FloatArray]
 
 
-def soft_values(
-    language: ExactLanguage, kl_coef: float | None = None, *, mask: ArrayLike | None = None, gamma: float = 1.0
-) -> FloatArray:
-    """(S,) V(s) = β·log Σ_a π_ref(a|s)·exp((r(s, a) + γ·V(s'))/β): the value of the best policy from each state.
+def soft_values(language: ExactLanguage, kl_coef: float | None = None, *, mask: ArrayLike | None = None) -> FloatArray:
+    """(S,) V(s) = β·log Σ_a π_ref(a|s)·exp((r(s, a) + V(s'))/β): the value of the best policy from each state.
 
     `mask` (S, V) restricts the sum to what may be chosen; the reference stays whole, so that V pays for the
     restriction. With β = 0 it is the largest reward within reach. Where states are steps, V is the value of what is
     still to come (the score so far is not in the state).
     """
-    return _soft_backward(language.table(), _beta(language, kl_coef), mask, gamma)[0]
+    return soft_backward(language.table(), beta_of(language, kl_coef), mask)[0]
 
 
 def optimal_policy(
@@ -66,7 +65,7 @@ def optimal_policy(
 
     As a distribution of texts that is π_ref(y)·exp(R(y)/β)/Z. With β = 0: the reference among the best texts.
     """
-    return _soft_backward(language.table(), _beta(language, kl_coef), mask, 1.0)[1]
+    return soft_backward(language.table(), beta_of(language, kl_coef), mask)[1]
 
 
 def optimum(language: ExactLanguage, kl_coef: float | None = None, *, mask: ArrayLike | None = None) -> float:
@@ -121,20 +120,20 @@ def as_policy(language: ExactLanguage, policy: Policy) -> FloatArray:
 
 def evaluate(language: ExactLanguage, policy: Policy, kl_coef: float | None = None) -> Evaluation:
     """E[R], KL, length, entropy, J and regret of a policy, exactly. See `as_policy` for what a policy may be."""
-    beta = _beta(language, kl_coef)
+    beta = beta_of(language, kl_coef)
     table = language.table()
     probs = as_policy(language, policy)
-    values, best = _soft_backward(table, beta, None, 1.0)
+    values, best = soft_backward(table, beta)
     ended = np.zeros_like(probs)
     ended[:, 0] = 1.0
-    logs = _xlogy(probs, probs)
+    logs = xlogy(probs, probs)
     sums = {
         "reward": (probs * table.step_reward).sum(axis=1),
-        "kl": (logs - _xlogy(probs, table.ref_probs)).sum(axis=1),
+        "kl": (logs - xlogy(probs, table.ref_probs)).sum(axis=1),
         "length": np.ones(table.n_states),
         "entropy": -logs.sum(axis=1),
         "ended": (probs * ended).sum(axis=1),
-        "kl_to_optimum": (logs - _xlogy(probs, best)).sum(axis=1),
+        "kl_to_optimum": (logs - xlogy(probs, best)).sum(axis=1),
     }
     start = table.start_states
     per_prompt = {name: expected_sum(table, probs, per_state)[start] for name, per_state in sums.items()}
@@ -150,7 +149,7 @@ def kl_between(language: ExactLanguage, policy: Policy, other: Policy) -> float:
     """KL(policy‖other) between whole texts, nats, mean over prompts."""
     table = language.table()
     p, q = as_policy(language, policy), as_policy(language, other)
-    per_state = (_xlogy(p, p) - _xlogy(p, q)).sum(axis=1)
+    per_state = (xlogy(p, p) - xlogy(p, q)).sum(axis=1)
     return float(expected_sum(table, p, per_state)[table.start_states].mean())
 
 
@@ -187,14 +186,20 @@ def text_probs(language: ExactLanguage, policy: Policy) -> FloatArray:
     return visits(table, probs)[texts.state] * probs[texts.state, texts.action]
 
 
-def score_distribution(language: ExactLanguage, policy: Policy | None = None) -> list[tuple[FloatArray, FloatArray]]:
+def score_distribution(
+    language: ExactLanguage, policy: Policy | None = None, *, on_score_table: bool = False
+) -> list[tuple[FloatArray, FloatArray]]:
     """For each prompt (scores, probs): the distinct values R can take, ascending, and how likely each is.
 
     `policy` None is the reference. Where states are steps it is a dynamic program over step, last token and score so
-    far. Scores closer than 1e-9 count as one.
+    far. Scores closer than 1e-9 count as one. With `on_score_table` the policy is an array over
+    `language.score_table()`'s states instead.
     """
     table, base = language.score_table()
-    probs = (language.table().ref_probs if policy is None else as_policy(language, policy))[base]
+    if on_score_table:
+        probs = np.asarray(policy, dtype=np.float64)
+    else:
+        probs = (language.table().ref_probs if policy is None else as_policy(language, policy))[base]
     mass = visits(table, probs)[:, None] * probs
     out = []
     for p in range(table.n_prompts):
@@ -219,10 +224,10 @@ def check_mask(table: StateTable, mask: ArrayLike) -> BoolArray:
     return array
 
 
-def _soft_backward(
-    table: StateTable, beta: float, mask: ArrayLike | None, gamma: float
+def soft_backward(
+    table: StateTable, beta: float, mask: ArrayLike | None = None, gamma: float = 1.0
 ) -> tuple[FloatArray, FloatArray]:
-    """(S,) soft values and (S, V) their policy, by one backward pass over depth."""
+    """(S,) soft values and (S, V) their policy, by one backward pass over depth; γ discounts the next state's value."""
     allowed = table.ref_probs > 0
     if mask is not None:
         allowed = allowed & check_mask(table, mask)
@@ -236,19 +241,19 @@ def _soft_backward(
         q = table.step_reward[level] + gamma * np.where(goes_on, values[np.maximum(following, 0)], 0.0)
         if beta > 0:
             logits = log_ref[level] + q / beta
-            values[level], policy[level] = _log_sum_exp(logits)
+            values[level], policy[level] = log_sum_exp(logits)
             values[level] *= beta
         else:
             q = np.where(allowed[level], q, -np.inf)
             top = q.max(axis=1)
             ties = q >= (top - 1e-12 * np.maximum(1.0, np.abs(top)))[:, None]
             mass = np.where(goes_on, log_mass[np.maximum(following, 0)], 0.0)
-            log_mass[level], policy[level] = _log_sum_exp(np.where(ties, log_ref[level] + mass, -np.inf))
+            log_mass[level], policy[level] = log_sum_exp(np.where(ties, log_ref[level] + mass, -np.inf))
             values[level] = top
     return values, policy
 
 
-def _log_sum_exp(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
+def log_sum_exp(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
     """Row-wise log Σ exp and softmax."""
     top = logits.max(axis=1, keepdims=True)
     weights = np.exp(logits - top)
@@ -256,13 +261,13 @@ def _log_sum_exp(logits: FloatArray) -> tuple[FloatArray, FloatArray]:
     return (top + np.log(total))[:, 0], weights / total
 
 
-def _xlogy(p: FloatArray, q: FloatArray) -> FloatArray:
+def xlogy(p: FloatArray, q: FloatArray) -> FloatArray:
     """p·log q, 0 where p = 0; −inf where p > 0 and q = 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(p > 0, p * np.log(q), 0.0)
 
 
-def _beta(language: ExactLanguage, kl_coef: float | None) -> float:
+def beta_of(language: ExactLanguage, kl_coef: float | None) -> float:
     beta = language.kl_coef if kl_coef is None else float(kl_coef)
     if not (np.isfinite(beta) and beta >= 0):
         raise ValueError(f"kl_coef must be a finite number of at least 0, got {kl_coef!r}")
