@@ -42,18 +42,18 @@ def read_rows(source: Any) -> list[Row]:
     if isinstance(source, (list, tuple)):
         return _from_list(source)
     raise TypeError(
-        f"the prompt source is a {type(source).__name__}; expected a list of texts, dicts or message lists, a "
+        f"the prompt source is of type {type(source).__name__}; expected a list of texts, dicts or message lists, a "
         "datasets.Dataset, a path, a hub id, or 'tiny:reviews'"
     )
 
 
-def _from_list(items: Sequence[Any]) -> list[Row]:
+def _from_list(items: Sequence[Any], label: str = "row") -> list[Row]:
     if items and all(isinstance(item, Mapping) and "role" in item and "prompt" not in item for item in items):
         raise ValueError(
             "the prompt source is one list of messages; a source is a list of prompts: write [[{...}, {...}]] for one "
             "conversation"
         )
-    return [_row(item, f"row {index}") for index, item in enumerate(items)]
+    return [_row(item, f"{label} {index}") for index, item in enumerate(items)]
 
 
 def _row(item: Any, where: str) -> Row:
@@ -208,10 +208,8 @@ def _json(path: Path) -> Iterator[Row]:
             f"{path}, line {error.lineno}: not JSON: {error.msg}; a file of one row a line is named .jsonl"
         ) from error
     if not isinstance(items, list):
-        raise ValueError(f"{path} holds a JSON {type(items).__name__}; expected a list of rows")
-    yield from (
-        Row(row.where.replace("row", f"{path.name}, row"), row.prompt, row.columns) for row in _from_list(items)
-    )
+        raise ValueError(f"{path} holds a {type(items).__name__}; expected a list of rows")
+    yield from _from_list(items, f"{path.name}, row")
 
 
 def _csv(path: Path) -> Iterator[Row]:

@@ -215,7 +215,7 @@ def _refuse(rows: Sequence[Row], wrong: Iterable[tuple[str, Row]], advice: str) 
         return
     more = f", and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
     raise ValueError(
-        f"{len(listed)} of {len(rows)} prompts cannot be used: {'; '.join(listed[:SHOWN])}{more}. {advice}"
+        f"{len(listed)} of {len(rows)} prompts cannot be used: {'; '.join(listed[:SHOWN])}{more}. To do: {advice}"
     )
 
 
