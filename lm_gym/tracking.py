@@ -267,7 +267,7 @@ class Tracker:
         try:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
-            raise ImportError(_missing("tensorboard")) from error
+            raise ImportError(_missing("tensorboard", error)) from error
         assert self.out_dir is not None
         folder = str(self.out_dir / "tensorboard")
         writer: Any = None
@@ -291,7 +291,7 @@ class Tracker:
         try:
             import trackio
         except ImportError as error:
-            raise ImportError(_missing("trackio")) from error
+            raise ImportError(_missing("trackio", error)) from error
         trackio.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config)
         return (lambda row, step: trackio.log(row, step=step)), trackio.finish
 
@@ -299,7 +299,7 @@ class Tracker:
         try:
             import wandb
         except ImportError as error:
-            raise ImportError(_missing("wandb")) from error
+            raise ImportError(_missing("wandb", error)) from error
         folder = str(self.out_dir) if self.out_dir is not None else None
         run = wandb.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config, dir=folder)
         return (lambda row, step: run.log(row, step=step)), run.finish
@@ -391,5 +391,5 @@ def _nearest(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def _missing(package: str) -> str:
-    return f"the {package} tracker needs a package that is not installed: run pip install 'lm-gym[track]'"
+def _missing(package: str, error: ImportError) -> str:
+    return f"the {package} tracker could not be imported ({error}): run pip install 'lm-gym[track]'"
