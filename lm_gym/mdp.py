@@ -10,7 +10,7 @@ rewards for the same tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -98,9 +98,10 @@ class AlignmentMDP:
         self.kl_coef = _number("kl_coef", kl_coef, at_least=0)
         self.missing_eos_penalty = _number("missing_eos_penalty", missing_eos_penalty, at_least=0)
         self.temperature = _number("temperature", temperature, above=0)
-        self.stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError(f"stop expected strings that are not empty, got {stop!r}")
+        strings = [stop] if isinstance(stop, str) else stop
+        if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
+            raise ValueError(f"stop expected a string or several, none of them empty, got {stop!r}")
+        self.stop = tuple(strings)
         self.device, self.dtype = device, dtype
         self.reference = load_model(
             model if reference is None else reference,
@@ -124,8 +125,16 @@ class AlignmentMDP:
                 f"max_new_tokens expected fewer than the model's {self.reference.max_positions} positions, "
                 f"got {self.max_new_tokens}"
             )
-        limit = room if max_prompt_tokens is None else min(room, max_prompt_tokens)
+        limit = room
+        if max_prompt_tokens is not None:
+            limit = min(room, _integer("max_prompt_tokens", max_prompt_tokens, 1, self.reference.max_positions))
         if isinstance(source, (list, tuple)) and source and all(isinstance(p, Prompt) for p in source):
+            long = [p for p in source if len(p.token_ids) > limit]
+            if long:
+                raise ValueError(
+                    f"prompts expected at most {limit} tokens each, got {len(long[0].token_ids)} in prompt "
+                    f"{long[0].text[:60]!r}: shorten it, or lower max_new_tokens"
+                )
             return list(source)
         return load_prompts(source, self.reference.tokenizer, max_tokens=limit)
 
@@ -164,10 +173,12 @@ class AlignmentMDP:
         return self.prompts[int(rng.integers(len(self.prompts)))]
 
     def encode_prompt(self, text: str, **columns: Any) -> Prompt:
-        """A prompt of one's own, with the columns that the reward model reads."""
+        """A prompt of one's own (``id`` −1), with the columns that the reward model reads."""
+        if self.reference.tokenizer is None:
+            raise ValueError(f"{self.reference.name} has no tokenizer to encode {text!r} with: choose by prompt_id")
         room = self.reference.max_positions - self.max_new_tokens
         [prompt] = load_prompts([{"prompt": text, **columns}], self.reference.tokenizer, max_tokens=room)
-        return prompt
+        return replace(prompt, id=-1)
 
     def finish_reason(self, tokens: Sequence[int]) -> str | None:
         """Why a completion ends with its last token ("eos", "stop", "length"), or None."""
@@ -195,7 +206,7 @@ class AlignmentMDP:
             scores (B,) float64, completion texts, and what the reward model logged: columns and numbers.
         """
         texts = [self.reference.decode(t) for t in tokens]
-        keys = list(prompts[0].columns) if prompts else []
+        keys = dict.fromkeys(k for p in prompts for k in p.columns)  # a prompt of one's own may bring others
         columns: Mapping[str, list[Any]] = {k: [p.columns.get(k) for p in prompts] for k in keys}
         result = score_texts(
             self.reward_model,
@@ -213,7 +224,7 @@ class AlignmentMDP:
     def reference_pass(
         self, prompt_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], *, hidden: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Teacher-forced log π_ref (B, T) of completions, batched by length; and the hidden states (B, T, d) if asked."""
+        """Teacher-forced log π_ref (B, T) of completions, batched by length; hidden states (B, T, d) if asked for."""
         lm, width = self.reference, max(map(len, tokens))
         logprobs = torch.zeros(len(tokens), width)
         states = torch.zeros(len(tokens), width, lm.hidden_size) if hidden else None

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,10 +67,23 @@ class CausalLM(nn.Module):
         return twin
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens left out."""
+        """The text of some ids in the middle of a text, special tokens left out: prompt + completion is the whole."""
         if self.tokenizer is None:
             return " ".join(str(i) for i in ids)
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self._decode([*self._anchor, *ids])[len(self._anchor_text) :]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """Ids to decode in front: SentencePiece tokenizers drop the space before the first word of what they decode."""
+        found = [int(i) for i in self.tokenizer("a", add_special_tokens=False)["input_ids"]]
+        return found if self._decode(found).strip() == "a" else []
+
+    @cached_property
+    def _anchor_text(self) -> str:
+        return self._decode(self._anchor) if self._anchor else ""
 
     def fingerprint(self) -> str:
         """sha256 of all parameters and buffers with their names, shapes and dtypes: equal for equal bytes."""
@@ -115,7 +129,12 @@ class TransformersLM(CausalLM):
             self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
         if any("linear" in k or "mamba" in k for k in getattr(config, "layer_types", None) or []):
             raise ValueError(f"model {name!r} expected attention layers only, got {sorted(set(config.layer_types))}")
-        self.eos_ids = eos_ids_of(model, tokenizer, name)
+        self.eos_ids = tuple(i for i in eos_ids_of(model, tokenizer, name) if 0 <= i < self.vocab_size)
+        if not self.eos_ids:
+            raise ValueError(
+                f"model {name!r} expected an EOS id below {self.vocab_size}, the size of its output, got "
+                f"{eos_ids_of(model, tokenizer, name)}: set model.generation_config.eos_token_id"
+            )
         pad = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = int(pad) if pad is not None else self.eos_ids[0]
         n = sum(p.numel() for p in model.parameters())
@@ -237,7 +256,7 @@ def load_model(
     """
     if isinstance(model, CausalLM):
         return model
-    where = resolve_device(device)
+    where, precision = resolve_device(device), resolve_dtype(dtype)
     if isinstance(model, nn.Module):
         if not hasattr(model, "get_output_embeddings"):
             raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
@@ -245,7 +264,8 @@ def load_model(
         return TransformersLM(model, _tokenizer(tokenizer or name, what), name)
     if not isinstance(model, (str, Path)):
         raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got {type(model).__name__}"
+            f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got a "
+            f"{type(model).__name__}"
         )
     from transformers import AutoModelForCausalLM
 
@@ -260,11 +280,12 @@ def load_model(
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     try:
         with _quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=resolve_dtype(dtype), **extra)
+            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=precision, **extra)
     except (OSError, ValueError, KeyError, ImportError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: {first}"
+            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
+            f"{first}"
         ) from e
     found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
     return TransformersLM(loaded.to(where), found, name)
