@@ -26,7 +26,7 @@ SHOWN: tuple[tuple[str, str, str], ...] = (
 
 _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
-_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARKS = "▁▂▃▄▅▆▇"  # without the full block, which would run into the line above
 
 
 class Display(Protocol):
@@ -170,7 +170,7 @@ class LivePanel:
         left = f"  {_clock(pace.left)} left" if pace.left is not None else ""
         done = min(pace.tokens, pace.total) if pace.total else pace.tokens
         state = Text(f"{pace.tokens:,}{of_total} tokens  {speed}{left}")
-        head.add_row(ProgressBar(total=pace.total, completed=done), state)
+        head.add_row(ProgressBar(total=pace.total, completed=done, complete_style="cyan", finished_style="cyan"), state)
         parts: list[RenderableType] = [head, Text()]
 
         table = Table.grid(padding=(0, 2), expand=True)
@@ -193,9 +193,10 @@ class LivePanel:
             ]
             parts += [Text(), Text("  ".join(["sample", *numbers]), style="dim")]
             text = Text(overflow="fold")
-            for part, style in (("prompt", "dim"), ("completion", "")):
-                text.append(_encodable(shorten(as_text(self._sample[part])), self._console.file), style=style)
-                text.append(" " if part == "prompt" and not str(self._sample["completion"])[:1].isspace() else "")
+            prompt, completion = as_text(self._sample["prompt"]), as_text(self._sample["completion"])
+            prompt = shorten(prompt, 160, keep_end=True) + ("" if completion[:1].isspace() else " ")
+            text.append(_encodable(prompt, self._console.file), style="dim")
+            text.append(_encodable(shorten(completion), self._console.file))
             parts.append(text)
         step = f"update {rows[-1]['step']}" if rows else "before the first update"
         title = Text(printable(self._name))
@@ -269,14 +270,19 @@ def printable(text: str) -> str:
 def as_text(text: Any) -> str:
     """A prompt or completion as one string; of messages, their contents."""
     if isinstance(text, (list, tuple)):
-        return "\n".join(f"{message.get('role', '')}: {message.get('content', '')}" for message in text)
+        return "\n".join(
+            f"{part.get('role', '')}: {part.get('content', '')}" if isinstance(part, Mapping) else str(part)
+            for part in text
+        )
     return str(text)
 
 
-def shorten(text: str, limit: int = 400) -> str:
-    """One safe line of at most `limit` characters."""
+def shorten(text: str, limit: int = 400, *, keep_end: bool = False) -> str:
+    """One safe line of at most `limit` characters, without the end (or the beginning) of a longer text."""
     line = printable(text).replace("\n", " ⏎ ")
-    return line if len(line) <= limit else line[: limit - 1] + "…"
+    if len(line) <= limit:
+        return line
+    return "…" + line[1 - limit :] if keep_end else line[: limit - 1] + "…"
 
 
 def print_before_after(rows: Sequence[Mapping[str, Any]], console: Console | None = None) -> None:
@@ -299,7 +305,9 @@ def print_before_after(rows: Sequence[Mapping[str, Any]], console: Console | Non
         for part in ("before", "after"):
             score = row.get(f"score_{part}")
             cell = Text(f"{score:+.3f}  " if score is not None else "", style="bold")
-            cells.append(cell.append(_encodable(shorten(as_text(row[part])), console.file), style="not bold"))
+            cells.append(
+                cell.append(_encodable(shorten(as_text(row[part]).lstrip(" ")), console.file), style="not bold")
+            )
         table.add_row(*cells)
     console.print(table)
 

@@ -327,7 +327,7 @@ def test_panel_shows_progress_numbers_and_a_sample():
     text = panel(rows, {"prompt": "The film", "completion": " was good", "score": 0.25})
     assert "500/1,000 tokens" in text
     assert "5.000" in text
-    assert "▁▃▅▇█" in text
+    assert "▁▂▄▆▇" in text
     assert "The film was good" in text
     assert "score 0.250" in text
     assert "update 5" in text
@@ -357,7 +357,7 @@ def test_panel_works_where_the_terminal_has_only_ascii():
 def test_sparkline_and_clock():
     assert terminal.sparkline([]) == ""
     assert terminal.sparkline([1.0, 1.0]) == "▁▁"
-    assert terminal.sparkline([0, 1, 2, 3], width=2) == "▁█"
+    assert terminal.sparkline([0, 1, 2, 3], width=2) == "▁▇"
     assert len(terminal.sparkline(list(range(1000)))) == 40
     assert terminal._clock(59.6) == "1:00"
     assert terminal._clock(3725) == "1:02:05"
@@ -386,7 +386,9 @@ def test_before_and_after_are_printed_side_by_side():
 
 def test_conversations_are_shown_as_their_contents():
     assert terminal.as_text([{"role": "user", "content": "hi"}]) == "user: hi"
-    assert terminal.shorten("x" * 1000, 10) == "x" * 9 + "…"
+    assert terminal.as_text(["hi", {"role": "user", "content": "you"}]) == "hi\nuser: you"
+    assert terminal.shorten("ab" * 1000, 5) == "abab…"
+    assert terminal.shorten("ab" * 1000, 5, keep_end=True) == "…abab"
 
 
 def test_same_calls_write_the_same_rows(tmp_path):
