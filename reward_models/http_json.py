@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, IncompleteRead
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -94,6 +94,8 @@ def _received(opener: urllib.request.OpenerDirector, request: urllib.request.Req
         while True:
             # The socket's own time-out starts anew with every byte: a server that trickles would never run into it.
             chunk = response.read1(1 << 16)
+            if not chunk and response.length:  # read1 takes an early end of the stream for an end
+                raise IncompleteRead(bytes(received), response.length)
             if not chunk:
                 return bytes(received)
             received += chunk

@@ -73,6 +73,8 @@ class Remote:
             raise ValueError(f"remote: output is {output!r}; expected one of {', '.join(OUTPUTS)}")
         if timeout <= 0 or retries < 0 or backoff < 0 or batch_size < 1:
             raise ValueError("remote: expected timeout > 0, retries >= 0, backoff >= 0 and batch_size >= 1")
+        if label is not None and label < 0:
+            raise ValueError(f"remote: label is {label}; expected the number of a class, from 0")
         if token_env is not None and token_env not in os.environ:
             raise ValueError(f"remote: token_env is {token_env!r}, and there is no such environment variable")
         port = f":{parts.port}" if parts.port else ""

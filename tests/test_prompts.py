@@ -9,8 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.rewards import RESERVED_COLUMNS
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", "<user>", "<bot>", "<tools>", *"once upon a time there was . hi hello".split()]
+WORDS = "<pad> <s> </s> <unk> <user> <bot> <tools> once upon a time there was . hi hello".split()
 IDS = {word: index for index, word in enumerate(WORDS)}
 TEMPLATE = (
     "<s> {% if tools %}<tools> {% endif %}{% for m in messages %}"
@@ -74,7 +75,7 @@ def test_columns_of_trl_formats_travel(tokenizer):
     assert prompt.columns == {"completion": "upon", "chosen": "a", "rejected": "b", "label": True}
 
 
-@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"])
+@pytest.mark.parametrize("name", RESERVED_COLUMNS)
 def test_columns_named_like_the_keywords_of_a_reward_model_are_refused(tokenizer, name):
     with pytest.raises(ValueError, match=f"prompt columns \\['{name}'\\]"):
         load_prompts([{"prompt": "once", name: 1}], tokenizer)
@@ -204,7 +205,11 @@ def test_a_path_object_and_a_home_folder(tokenizer, tmp_path, monkeypatch):
 
 BAD_FILES = [
     ("p.jsonl", '{"prompt": "hi"}\n\n{"prompt": hi}\n', r"p.jsonl, line 3, is not JSON: .* at column 12"),
-    ("p.jsonl", '{"prompt": "hi"}\n{"promt": "hi"}\n', r"p.jsonl, line 2, has no column 'prompt', only 'promt'. Rename"),
+    (
+        "p.jsonl",
+        '{"prompt": "hi"}\n{"promt": "hi"}\n',
+        r"p.jsonl, line 2, has no column 'prompt', only 'promt'. Rename",
+    ),
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": 3}\n', "p.jsonl, line 2, is int 3"),
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": null}\n', "p.jsonl, line 2, is NoneType"),
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": "\\ud800"}\n', "p.jsonl, line 2, has characters that are no Unicode"),
@@ -335,7 +340,9 @@ def test_a_bad_source_says_what_to_do(chat_tokenizer, source, message, tmp_path,
         load_prompts(source, chat_tokenizer)
 
 
-@pytest.mark.parametrize(("source", "message"), [(3, "is of type int"), ({"train": []}, "mapping with the keys 'train'")])
+@pytest.mark.parametrize(
+    ("source", "message"), [(3, "is of type int"), ({"train": []}, "mapping with the keys 'train'")]
+)
 def test_other_types_are_refused(tokenizer, source, message):
     with pytest.raises(TypeError, match=message):
         load_prompts(source, tokenizer)
