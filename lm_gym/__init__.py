@@ -43,7 +43,7 @@ _LAZY_ATTRIBUTES = {
     "Rollout": "lm_gym.rollout",
     "load_prompts": "lm_gym.prompts",
     "load_reward_model": "lm_gym.rewards",
-    "reference_agent": "lm_gym.policy",
+    "reference_agent": "lm_gym.cached_lm",
 }
 _LAZY_MODULES = ("agents", "exact", "kl", "reward_models", "tiny")
 

@@ -1,0 +1,261 @@
+"""Texts for an agent to train on, from whatever environment it was given.
+
+The batched view decodes with the fast engine and scores whole texts. It is taken where nothing stands between the agent
+and the problem. A wrapper that may change observations, rewards or endings is never bypassed: then every token goes
+through ``env.step``.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import wrappers
+
+from lm_gym.decoding import Completion, restrict, sample
+from lm_gym.env import LMAlignEnv
+from lm_gym.forward import pad_rows
+from lm_gym.mdp import STEP_LIMIT, AlignmentMDP, Scored
+from lm_gym.policy import Policy
+from lm_gym.rollout import Rollout
+from lm_gym.vector_env import LMAlignVectorEnv
+
+Env = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
+
+HARMLESS: tuple[type, ...] = (
+    wrappers.PassiveEnvChecker,
+    wrappers.OrderEnforcing,
+    wrappers.RecordEpisodeStatistics,
+    wrappers.vector.RecordEpisodeStatistics,
+)
+"""Wrappers that change nothing an agent trains on. A subclass of one may, and does not count."""
+
+
+def unwrap(env: Env) -> tuple[LMAlignEnv | LMAlignVectorEnv, list[str]]:
+    """The LM Gym environment inside, and the names of the wrappers that may change what an agent trains on."""
+    found: list[str] = []
+    inner: Any = env
+    while isinstance(inner, (gym.Wrapper, gym.vector.VectorWrapper)):
+        harmless = type(inner) in HARMLESS
+        if type(inner) is wrappers.TimeLimit:
+            harmless = inner._max_episode_steps >= STEP_LIMIT
+        if not harmless:
+            found.append(type(inner).__name__)
+        inner = inner.env
+    if not isinstance(inner, (LMAlignEnv, LMAlignVectorEnv)):
+        raise ValueError(
+            f"env expected an LM Gym environment (gym.make('LMAlign-v0') or gym.make_vec), got {type(inner).__name__}"
+        )
+    return inner, found
+
+
+def warn_of_wrappers(names: Sequence[str]) -> None:
+    """Says once that wrappers make training slower."""
+    warnings.warn(
+        f"the environment is wrapped in {', '.join(names)}, which may change rewards or endings: training steps through "
+        "it token by token (slower, and what the wrapper returns is what is trained on)",
+        stacklevel=3,
+    )
+
+
+@dataclass
+class Stepped:
+    """Texts that were made by stepping; ``rewards`` (B, T) are what the wrapped environment returned."""
+
+    completions: list[Completion]
+    rewards: torch.Tensor
+    scored: Scored
+    bootstrap: torch.Tensor
+
+
+@torch.no_grad()
+def step_texts(
+    env: Env,
+    policy: Policy,
+    count: int,
+    *,
+    kl_mode: str,
+    kl_coef: float,
+    generator: torch.Generator,
+    seed: int | None = None,
+) -> Stepped:
+    """At least ``count`` whole texts by stepping a wrapped environment with the policy.
+
+    Every row makes the same number of texts and what it does beyond is thrown away: taking the first texts to end would
+    favour short ones.
+
+    Args:
+        kl_mode, kl_coef: what the environment inside pays while it is stepped; set back afterwards.
+        seed: of the environment's first reset.
+    """
+    base, _ = unwrap(env)
+    stepper = base.stepper
+    before = stepper.kl_mode, stepper.kl_coef
+    stepper.kl_mode, stepper.kl_coef = kl_mode, kl_coef
+    try:
+        if isinstance(env, gym.vector.VectorEnv):
+            return _Collection(env, policy, generator).run(count, seed)
+        return _Collection(_OneRow(env), policy, generator).run(count, seed)
+    finally:
+        stepper.kl_mode, stepper.kl_coef = before
+
+
+class _OneRow:
+    """A single environment with the shape of a vector environment of one row, reset in the step that ends it."""
+
+    num_envs = 1
+
+    def __init__(self, env: Any) -> None:
+        self.env, self.unwrapped = env, env.unwrapped
+
+    def reset(self, *, seed: int | None = None) -> Any:
+        return self.env.reset(seed=seed)
+
+    def step(self, actions: np.ndarray) -> Any:
+        _, reward, terminated, truncated, info = self.env.step(int(actions[0]))
+        if terminated or truncated:
+            info = {"final_info": {k: np.array([v], dtype=object) for k, v in info.items()}}
+            self.env.reset()
+        return None, np.array([reward]), np.array([terminated]), np.array([truncated]), info
+
+
+class _Collection:
+    def __init__(self, env: Any, policy: Policy, generator: torch.Generator) -> None:
+        self.env, self.policy, self.generator = env, policy, generator
+        self.stepper, self.mdp = env.unwrapped.stepper, env.unwrapped.mdp
+        mode = getattr(env.unwrapped, "metadata", {}).get("autoreset_mode")
+        if mode is not None and mode is not gym.vector.AutoresetMode.SAME_STEP:
+            raise ValueError(f"agents expected a vector environment with same-step autoreset, got {mode}")
+
+    def run(self, count: int, seed: int | None) -> Stepped:
+        env, stepper, lm = self.env, self.stepper, self.policy.lm
+        n = env.num_envs
+        quota = -(-count // n)
+        env.reset(seed=seed)
+        rows = lm.rows(n, stepper.width)
+        hidden = rows.insert(range(n), [p.token_ids for p in stepper.prompts])
+        open_texts = [_Text(p) for p in stepper.prompts]
+        finished: list[list[_Text]] = [[] for _ in range(n)]
+        while min(map(len, finished)) < quota:
+            allowed = stepper.choices
+            ages = torch.tensor([len(t) for t in stepper.tokens])
+            no_eos = ages < self.mdp.min_new_tokens
+            logits = lm.head(hidden) / self.mdp.temperature
+            logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1).cpu()
+            tokens = sample(logp, torch.rand(n, generator=self.generator))
+            chosen = logp.gather(-1, tokens[:, None]).squeeze(-1)
+            values = self.policy.value(hidden).cpu() if self.policy.value_head is not None else torch.zeros(n)
+            actions = tokens
+            if allowed is not None:
+                actions = (allowed == tokens[:, None]).long().argmax(-1)
+            if stepper.kl_mode == "reported":
+                env.unwrapped.report_logprob(chosen.numpy())
+            ref = stepper.logp.gather(-1, tokens[:, None]).squeeze(-1)
+            kept = hidden.float().cpu()
+            _, rewards, terminated, truncated, infos = env.step(actions.numpy())
+            done = terminated | truncated
+            if not done.all():
+                if done.any():
+                    rows.park(np.flatnonzero(done).tolist())
+                hidden = rows.step(tokens.to(lm.device))
+            for i in range(n):
+                text = open_texts[i]
+                text.add(
+                    tokens[i],
+                    chosen[i],
+                    values[i],
+                    rewards[i],
+                    ref[i],
+                    kept[i],
+                    allowed[i] if allowed is not None else None,
+                )
+                if done[i]:
+                    self._close(text, i, bool(truncated[i]) and not bool(terminated[i]), infos)
+                    finished[i].append(text)
+                    open_texts[i] = _Text(stepper.prompts[i])
+            ended = np.flatnonzero(done).tolist()
+            if ended:
+                fresh = rows.insert(ended, [stepper.prompts[i].token_ids for i in ended])
+                if len(ended) == n:
+                    hidden = fresh
+                else:
+                    hidden[ended] = fresh
+        return self._gather([t for row in finished for t in row[:quota]])
+
+    def _close(self, text: _Text, row: int, cut: bool, infos: dict[str, Any]) -> None:
+        final = infos.get("final_info", {})
+        text.score = 0.0 if cut else float(final["score"][row])
+        text.text = self.mdp.reference.decode(text.tokens)
+        text.reason = "cut" if cut else str(final["finish_reason"][row])
+
+    def _gather(self, texts: list[_Text]) -> Stepped:
+        completions = [
+            Completion(
+                prompt_ids=t.prompt.token_ids,
+                tokens=t.tokens,
+                finish_reason=t.reason,
+                logprobs=torch.stack(t.logprobs),
+                values=torch.stack(t.values) if self.policy.value_head is not None else None,
+                hidden=torch.stack(t.hidden),
+                allowed=torch.stack(t.allowed) if t.allowed else None,
+                prompt=t.prompt,
+            )
+            for t in texts
+        ]
+        width = max(len(t.tokens) for t in texts)
+        rewards = pad_rows([torch.tensor(t.rewards, dtype=torch.float32) for t in texts], width)
+        ref = pad_rows([torch.stack(t.ref) for t in texts], width)
+        mask = torch.arange(width)[None] < torch.tensor([len(t.tokens) for t in texts])[:, None]
+        scores = torch.tensor([t.score for t in texts])
+        scored = Scored([t.text for t in texts], mask, scores, ref, torch.zeros_like(ref), rewards)
+        # a text that a wrapper cut off goes on from its last state; its own last value is the nearest estimate of it
+        bootstrap = torch.tensor([float(t.values[-1]) if t.reason == "cut" else 0.0 for t in texts])
+        return Stepped(completions, rewards, scored, bootstrap)
+
+
+class _Text:
+    def __init__(self, prompt: Any) -> None:
+        self.prompt, self.tokens, self.rewards = prompt, [], []  # type: ignore[var-annotated]
+        self.logprobs: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.ref: list[torch.Tensor] = []
+        self.hidden: list[torch.Tensor] = []
+        self.allowed: list[torch.Tensor] = []
+        self.score, self.text, self.reason = 0.0, "", ""
+
+    def add(
+        self,
+        token: torch.Tensor,
+        logprob: torch.Tensor,
+        value: torch.Tensor,
+        reward: float,
+        ref: torch.Tensor,
+        hidden: torch.Tensor,
+        allowed: torch.Tensor | None,
+    ) -> None:
+        self.tokens.append(int(token))
+        self.logprobs.append(logprob)
+        self.values.append(value)
+        self.rewards.append(float(reward))
+        self.ref.append(ref)
+        self.hidden.append(hidden)
+        if allowed is not None:
+            self.allowed.append(allowed)
+
+
+def batched_texts(
+    mdp: AlignmentMDP, engine: Any, prompts: Sequence[Any], *, rows: int | None = None
+) -> list[Completion]:
+    """Completions of an engine for prompt records, in their order, each with its record attached."""
+    from dataclasses import replace
+
+    params = replace(mdp.generation_params, rows=rows)
+    completions: list[Completion] = engine.generate([p.token_ids for p in prompts], params)
+    for completion, prompt in zip(completions, prompts, strict=True):
+        completion.prompt = prompt
+    return completions

@@ -1,0 +1,180 @@
+"""A language model with a value head: what agents train.
+
+The value is a linear head on the shared trunk, or a critic with a trunk of its own. The policy may be whole, or LoRA
+adapters on the reference's own tensors, or whole above the lower n layers, which are the reference's own tensors too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from lm_gym.forward import response_hidden
+from lm_gym.mdp import AlignmentMDP
+from lm_gym.models import CausalLM, TransformersLM
+
+
+class Critic(nn.Module):
+    """A value model with a trunk of its own.
+
+    Args:
+        trunk: ids and mask (B, L) to hidden states (B, L, d). head: (d) to 1.
+    """
+
+    def __init__(self, lm: nn.Module, trunk: Callable[..., torch.Tensor], head: nn.Linear) -> None:
+        super().__init__()
+        self.lm, self.head = lm, head
+        self._trunk = trunk
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int) -> torch.Tensor:
+        """(B, T) values of the states before each response token."""
+        hidden = self._trunk(input_ids[:, :-1], attention_mask[:, :-1])[:, -response_length:]
+        return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
+
+
+def critic_from_policy(lm: CausalLM, mdp: AlignmentMDP) -> Critic:
+    """A critic that starts as a copy of the model that policies start from, with a head of zeros."""
+    twin = mdp.initial_policy()
+    return Critic(twin, twin.trunk, _zero_head(lm))
+
+
+def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
+    """A critic that starts from a reward model: a ``transformers`` sequence classifier with one label."""
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    except (OSError, ValueError) as e:
+        raise ValueError(
+            f"critic expected 'shared', 'separate' or the folder of a sequence classifier with one label; could not load "
+            f"{path!r}: {str(e).splitlines()[0]}"
+        ) from e
+    score = getattr(model, "score", None)
+    if not isinstance(score, nn.Linear) or score.out_features != 1:
+        raise ValueError(
+            f"critic {path!r} expected a classifier with num_labels=1 and a linear score, got {type(model).__name__}"
+        )
+    if model.get_input_embeddings().weight.shape[0] < lm.input_size:
+        raise ValueError(f"critic {path!r} expected the policy's vocabulary of {lm.input_size} tokens, got fewer")
+    model.eval().to(lm.device)
+    base = getattr(model, model.base_model_prefix)
+
+    def trunk(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        out = base(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+    head = nn.Linear(score.in_features, 1).to(lm.device)
+    with torch.no_grad():
+        head.weight.copy_(score.weight)
+        head.bias.zero_() if score.bias is None else head.bias.copy_(score.bias)
+    return Critic(model, trunk, head)
+
+
+def _zero_head(lm: CausalLM) -> nn.Linear:
+    # zero weights: the first values are 0 everywhere, and the first advantages are plain returns
+    head = nn.Linear(lm.hidden_size, 1).to(lm.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class Policy(nn.Module):
+    """The policy of an agent, its value estimate, and what of both is trained.
+
+    Args:
+        mdp: the problem; the policy starts as a copy of its ``model``.
+        critic: "shared" (a linear value head on the policy's trunk), "separate" (a trunk of its own that starts as the
+            policy), the folder of a reward model to start a separate critic from, or "none".
+        lora_rank: above 0: LoRA of this rank on every linear layer of the trunk; the weights below are the reference's
+            own tensors. lora_alpha: its scale; None: twice the rank.
+        frozen_layers: the embeddings and so many lower layers stay the reference's own tensors.
+    """
+
+    def __init__(
+        self,
+        mdp: AlignmentMDP,
+        *,
+        critic: str = "shared",
+        lora_rank: int = 0,
+        lora_alpha: float | None = None,
+        frozen_layers: int = 0,
+    ) -> None:
+        super().__init__()
+        self.mdp = mdp
+        if lora_rank and frozen_layers:
+            raise ValueError("lora_rank and frozen_layers expected one of the two, got both: LoRA freezes every layer")
+        if lora_rank:
+            self.lm = mdp.initial_policy(share=lambda lm: lm.parameters())
+            add_lora(self.lm, lora_rank, 2.0 * lora_rank if lora_alpha is None else lora_alpha)
+        elif frozen_layers:
+            self.lm = mdp.initial_policy(share=lambda lm: lower_layers(lm, frozen_layers))
+            for p in lower_layers(self.lm, frozen_layers):
+                p.requires_grad_(False)
+        else:
+            self.lm = mdp.initial_policy()
+        self.kind = critic
+        self.value_head = _zero_head(self.lm) if critic == "shared" else None
+        self.critic: Critic | None = None
+        if critic == "separate":
+            self.critic = critic_from_policy(self.lm, mdp)
+        elif critic not in ("shared", "none"):
+            self.critic = critic_from_reward_model(critic, self.lm)
+        self.lora = bool(lora_rank)
+        self.eval()  # dropout off, in sampling and in training alike
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What the optimizer moves, by name."""
+        return {k: p for k, p in self.named_parameters() if p.requires_grad}
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits (B, T, V) over the temperature and values (B, T) before each of the last T tokens; one trunk pass."""
+        hidden = response_hidden(self.lm, input_ids, attention_mask, response_length)
+        logits = self.lm.head(hidden) / self.mdp.temperature
+        if self.critic is not None:
+            return logits, self.critic(input_ids, attention_mask, response_length)
+        return logits, None if self.value_head is None else self.value(hidden)
+
+    def value(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Values (...) of hidden states (..., d) by the shared head."""
+        assert self.value_head is not None
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+
+    @property
+    def learning_rate(self) -> float:
+        """A step size for Adam that trains this policy: the model's own, ten times that for LoRA."""
+        return self.lm.learning_rate * (10.0 if self.lora else 1.0)
+
+
+def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
+    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the trunk; B = 0, so nothing moves."""
+    if not isinstance(lm, TransformersLM):
+        raise ValueError(f"lora_rank expected a transformers model, got {type(lm).__name__}")
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as e:
+        raise ImportError("LoRA needs PEFT: pip install 'lm-gym[peft]'") from e
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    lm.model = get_peft_model(lm.model, config)
+    lm.eval()
+
+
+def lower_layers(lm: CausalLM, n: int) -> list[nn.Parameter]:
+    """The parameters of the embeddings and of the n lowest layers."""
+    if not isinstance(lm, TransformersLM):
+        raise ValueError(f"frozen_layers expected a transformers model, got {type(lm).__name__}")
+    base = lm._base()
+    layers = getattr(base, "layers", None)
+    layers = getattr(base, "h", None) if layers is None else layers
+    if layers is None or not 0 < n <= len(layers):
+        count = "no list of layers" if layers is None else f"{len(layers)} layers"
+        raise ValueError(f"frozen_layers expected at most the model's layers, got {n} for a model with {count}")
+    blocks: list[nn.Module] = [base.get_input_embeddings(), *layers[:n]]
+    if hasattr(base, "wpe"):
+        blocks.append(base.wpe)
+    return [p for block in blocks for p in block.parameters()]
