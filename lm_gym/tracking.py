@@ -17,6 +17,8 @@ from lm_gym.runinfo import plain, run_info, write_atomically, write_config
 
 METRICS: dict[str, str] = {
     "objective/scores": "mean score the reward model gave a completion",
+    "objective/scores_sem": "standard error of objective/scores (evaluations only)",
+    "objective/j": "score minus KL coefficient times KL: the objective itself (evaluations only)",
     "objective/rlhf_reward": "mean of score plus everything paid for KL: the return the policy is trained on",
     "objective/non_score_reward": "mean per completion of what was paid for KL",
     "objective/kl": "KL(policy, reference) a completion: per-state exact KL summed over its tokens",
