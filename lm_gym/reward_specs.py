@@ -63,12 +63,17 @@ def reward_model_names() -> list[str]:
     return sorted({point.name for point in entry_points(group=GROUP)} - set(PREFIXES))
 
 
+def is_module(value: Any) -> bool:
+    """Whether `value` is a torch module, without importing torch."""
+    return hasattr(value, "forward") and hasattr(value, "state_dict")
+
+
 def _checked_callable(spec: Any) -> Callable[..., Any]:
     if inspect.isclass(spec):
         raise TypeError(
             f"reward_model is the class {spec.__qualname__}; make an object of it: {spec.__qualname__}(...)"
         )
-    if hasattr(spec, "forward") and hasattr(spec, "state_dict"):
+    if is_module(spec) and "completions" not in inspect.signature(spec.forward).parameters:
         raise TypeError(
             f"reward_model is a torch module ({type(spec).__qualname__}), which takes token ids and not texts; "
             "give lm_gym.reward_models.classifier.Classifier(model, tokenizer=...), or 'hf:<hub id or folder>'"

