@@ -148,8 +148,9 @@ def endpoint(
             text itself: without `std_normalize`, advantages shrink by 1 − 1/n, as in Dr. GRPO). None: the limit of a
             large group, and also leave-one-out baselines (RLOO), which are unbiased.
         length_normalize: each text's tokens are weighted by 1/|y|.
-        gamma: discount, with the score paid on the last action (needs `baseline="value"` only in name: the mean of
-            the return drops out). lam: GAE's λ; with an exact critic it matters only to `whiten`.
+        gamma: discount, with the score paid on the last action.
+        lam: GAE's λ. With an exact critic it changes no expected gradient, but what `whiten` divides by, and the result
+            under `length_normalize`.
         kl_coef: β; the language's own by default.
 
     Returns an `Endpoint`; `converged` is False where the outer loop did not settle within `max_iterations`.
@@ -179,7 +180,7 @@ def endpoint(
         change = field.sweep(policy) - policy
         policy = policy + step * change
         size = float(np.abs(change).max())
-        if size < 1e-15:
+        if size < 1e-13:
             break
         if iterations % 20 == 0:  # where the loop goes round in a circle, shorter steps settle it
             step = step if size < 0.5 * smallest else max(0.5 * step, 1 / 32)

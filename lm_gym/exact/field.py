@@ -12,7 +12,7 @@ import numpy as np
 
 from lm_gym.exact.groups import group_advantage
 from lm_gym.exact.language import ExactLanguage
-from lm_gym.exact.solve import expected_sum, score_distribution, visits
+from lm_gym.exact.solve import score_distribution, visits
 from lm_gym.exact.states import FloatArray, StateTable
 
 if TYPE_CHECKING:
@@ -80,15 +80,20 @@ class Field:
         for level in reversed(work.levels()):
             ends, following = work.ends[level], np.maximum(work.next_state[level], 0)
             m = np.where(ends, self.text_weight[level], later_weight[following])
-            g = o.gamma * later_gain[following]
-            if not self.knows_text:
-                g = work.step_reward[level] + g
-            g = np.where(ends, at_end[level] * self.text_weight[level], g)
+            if o.baseline == "value" and o.length_normalize:
+                # GAE and 1/|y| are not independent: E[ℓ·A_t|s, a] = δ·E[ℓ|s, a] + λ·E[ℓ·A_{t+1}|s']
+                delta = np.where(ends, at_end[level], value[following]) - value[level, None]
+                g = delta * m + np.where(ends, 0.0, o.lam * later_gain[following])
+            else:
+                g = o.gamma * later_gain[following]
+                if not self.knows_text:
+                    g = work.step_reward[level] + g
+                g = np.where(ends, at_end[level] * self.text_weight[level], g)
             if o.estimator in ("exact", "entropy"):  # summed over the actions: one weight per state
                 kl_weight = np.broadcast_to((old[level] * m).sum(axis=1, keepdims=True), m.shape)
             else:
                 kl_weight = m
-            gain[level], weight[level] = g - value[level] * m, kl_weight
+            gain[level], weight[level] = g, kl_weight
             if solve:
                 self._solve_level(policy, level, gain[level], kl_weight * scale[level], reach[level])
             pi = policy[base[level]]
@@ -123,19 +128,19 @@ class Field:
         return np.where(probs > 0, k, 0.0)
 
     def _statistics(self, probs: FloatArray, reach: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """What an ending action earns (W, V), the critic's value (W, 1), and the deviation to divide by (W, 1)."""
+        """What an ending action earns (W, V), the critic's value (W,), and the deviation to divide by (W, 1)."""
         o, work = self.o, self.work
         reward = work.step_reward
-        zero, one = np.zeros((work.n_states, 1)), np.ones((work.n_states, 1))
-        value = expected_sum(work, probs, (probs * reward).sum(axis=1))[:, None] if o.baseline == "value" else zero
+        value, one = np.zeros(work.n_states), np.ones((work.n_states, 1))
+        if o.baseline == "value":
+            value = self._value(probs)
         if o.whiten:
-            deviation = np.sqrt(self._token_variance(probs, reach, value) + 1e-8)
-            return reward, value if self.knows_text else zero, one * deviation
+            return reward, value, one * np.sqrt(self._token_variance(probs, reach, value) + 1e-8)
         if not self.knows_text:
             scale = one
             if o.std_normalize:
                 scale = self._score_deviation(probs)[work.prompt][:, None] + o.eps
-            return reward, zero, scale * self._group_shrink()
+            return reward, value, scale * self._group_shrink()
         if o.baseline == "value":
             return reward, value, one
         at_end, scale = np.zeros_like(reward), one.copy()
@@ -154,7 +159,7 @@ class Field:
             at_end[here] = scores - mean
             if o.std_normalize:
                 scale[work.prompt == p] = np.sqrt((chance * (scores - mean) ** 2).sum()) + o.eps
-        return at_end, zero, scale * self._group_shrink()
+        return at_end, value, scale * self._group_shrink()
 
     def _group_shrink(self) -> float:
         """A group's mean contains the text itself: E[R_i − mean] = (1 − 1/n)·(R_i − E[R]); as a scale, its inverse.
@@ -163,6 +168,14 @@ class Field:
         """
         n = self.o.group_size
         return 1.0 if n is None or self.o.std_normalize else n / (n - 1.0)
+
+    def _value(self, probs: FloatArray) -> FloatArray:
+        """(W,) E[Σ_i γ^i·r_{t+i}|s]: what an exact critic says."""
+        work, value = self.work, np.zeros(self.work.n_states)
+        for level in reversed(work.levels()):
+            later = np.where(work.ends[level], 0.0, value[np.maximum(work.next_state[level], 0)])
+            value[level] = (probs[level] * (work.step_reward[level] + self.o.gamma * later)).sum(axis=1)
+        return value
 
     def _token_variance(self, probs: FloatArray, reach: FloatArray, value: FloatArray) -> float:
         """Variance of the advantages over all tokens of a large batch.
@@ -175,7 +188,7 @@ class Field:
         for level in reversed(work.levels()):
             goes_on, following = ~work.ends[level], np.maximum(work.next_state[level], 0)
             if o.baseline == "value":
-                delta = work.step_reward[level] + o.gamma * goes_on * value[following, 0] - value[level]
+                delta = work.step_reward[level] + o.gamma * goes_on * value[following] - value[level, None]
                 squares = delta**2 + (o.gamma * o.lam) ** 2 * goes_on * second[following]
             else:
                 now, later = work.step_reward[level], o.gamma * goes_on * first[following]

@@ -16,6 +16,7 @@ from lm_gym.exact.states import FloatArray, IntArray
 
 MAX_MULTISETS = 20_000
 MAX_GRID = 4_000_000
+MAX_NUMBER = 10_000
 MONTE_CARLO_GROUPS = 20_000
 
 
@@ -82,7 +83,7 @@ def _lattice(scores: FloatArray) -> tuple[IntArray, float, float] | None:
             a, b = b, a % b if a % b < b * (1 - 1e-7) else 0.0
         unit = a
     numbers = np.rint((scores - low) / unit).astype(np.int64) if unit > 0 else np.zeros(len(scores), dtype=np.int64)
-    if np.abs(low + unit * numbers - scores).max() > 1e-9 * (1 + np.abs(scores).max()):
+    if numbers.max() > MAX_NUMBER or np.abs(low + unit * numbers - scores).max() > 1e-9 * (1 + np.abs(scores).max()):
         return None
     middle = int(numbers.max()) // 2
     return numbers - middle, unit, float(low + unit * middle)
