@@ -381,7 +381,9 @@ def _source(target: Any) -> str:
     try:
         return inspect.getsource(target)
     except (OSError, TypeError):  # typed into an interpreter, or written in C
-        return repr(getattr(target, "__qualname__", type(target).__qualname__))
+        code = getattr(target, "__code__", None)
+        name = getattr(target, "__qualname__", type(target).__qualname__)
+        return f"{name} {code.co_code.hex()} {_plain(code.co_consts)} {code.co_names}" if code else str(name)
 
 
 def _plain(value: Any) -> Any:

@@ -475,6 +475,12 @@ def test_hashes_tell_reward_models_apart_and_stay_the_same():
     assert all(re.fullmatch("[0-9a-f]{16}", text) for text in hashes)
 
 
+def test_functions_without_a_source_file_are_told_apart():
+    made = [eval(f"lambda completions: [{value}.0] * len(completions)") for value in (1, 2, 2)]
+    one, two, again = map(reward_model_hash, made)
+    assert one != two == again
+
+
 def test_the_hash_is_the_same_in_another_process():
     code = "from lm_gym.rewards import *; print(reward_model_hash(load_reward_model('vader')))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
