@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import inspect
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.error import ResetNeeded
 
 from lm_gym import live
 from lm_gym.mdp import AlignmentMDP
@@ -14,6 +18,8 @@ from lm_gym.prompts import Prompt
 from lm_gym.stepping import Outcome, Stepper
 
 RENDER_MODES = ("ansi", "human")
+VIEW = ("kl_mode", "observation_mode", "action_mode", "top_k", "render_mode", "mdp")
+"""The environment's own arguments; the others are the problem's."""
 
 
 def make_mdp(
@@ -28,6 +34,9 @@ def make_mdp(
         mdp = live.resolve("mdp", mdp)
         if not isinstance(mdp, AlignmentMDP):
             raise ValueError(f"mdp expected an AlignmentMDP, got a {type(mdp).__name__}")
+        if problem or top_k not in (None, mdp.top_k):
+            given = sorted(problem) or [f"top_k={top_k}"]
+            raise ValueError(f"mdp= expected no argument of the problem beside it, got {given}: set them on the mdp")
         return mdp
     return AlignmentMDP(top_k=top_k, **{k: live.resolve(k, v) for k, v in problem.items()})
 
@@ -69,9 +78,10 @@ class LMAlignEnv(gym.Env[Any, Any]):
     the problem. ``spec.max_episode_steps`` lies above every limit.
 
     ## Info
-    At reset: ``prompt``, ``prompt_id``. Every step: ``ref_logprob`` (nats), ``reward/task``, ``reward/kl_penalty``. At
-    the end: ``text``, ``finish_reason``, ``score`` (R), ``episode_tokens``, and what the reward model logs as
-    ``score/<name>``. A key that does not apply is absent.
+    At reset: ``prompt``, ``prompt_id`` (absent for a prompt of your own). Every step: ``ref_logprob`` (nats),
+    ``reward/task``, ``reward/kl_penalty``. At the end: ``text``, ``finish_reason``, ``score`` (R), ``episode_tokens``,
+    and what the reward model logs as ``score/<name>``. Until then ``action_mask``, and ``action_tokens`` under
+    ``"top_k"``. A key that does not apply is absent.
 
     ## Arguments
     See :class:`lm_gym.mdp.AlignmentMDP` for ``model`` … ``max_prompt_tokens``. ``top_k`` (for
@@ -108,7 +118,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
         self.action_space = self.stepper.single_action_space
         self._console: Any = None
         self._last: Outcome | None = None
-        self._kl: list[float] = []
+        self._nats: list[float] = []  # what the human rendering tints tokens by
 
     # Gymnasium sets and deep-copies the spec; live objects stay out of it (lm_gym/live.py)
     @property
@@ -147,15 +157,20 @@ class LMAlignEnv(gym.Env[Any, Any]):
         super().reset(seed=seed)
         prompt = choose_prompt(self.mdp, self.np_random, options)
         self.stepper.start([0], [prompt])
-        self._last, self._kl = None, []
+        self._last, self._nats = None, []
         if self.render_mode == "human":
             self._draw()
-        return self.stepper.observe(0), {"prompt": prompt.text, "prompt_id": prompt.id, **self._choices()}
+        info: dict[str, Any] = {"prompt": prompt.text, **self._choices()}
+        if prompt.id >= 0:
+            info["prompt_id"] = prompt.id
+        return self.stepper.observe(0), info
 
     def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
-        actions = np.asarray(action).reshape(-1)
-        if actions.shape != (1,) or not np.issubdtype(actions.dtype, np.integer):
+        actions = np.asarray(action)
+        if actions.shape not in ((), (1,)) or not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(f"action expected one whole number, got {action!r}")
+        if not self.stepper.live[0]:
+            raise ResetNeeded("step() expected an episode, got none: call reset() first, and after every end")
         out = self._last = self.stepper.step(actions)
         terminated = bool(out.ended[0])
         info: dict[str, Any] = {
@@ -164,7 +179,8 @@ class LMAlignEnv(gym.Env[Any, Any]):
             "reward/kl_penalty": float(out.kl_penalty[0]),
         }
         info.update(ending(self.stepper, out, 0) if terminated else self._choices())
-        self._kl.append(float(out.ref_logprobs[0]))
+        own = 0.0 if out.logprobs is None else float(out.logprobs[0])
+        self._nats.append(own - float(out.ref_logprobs[0]))
         if self.render_mode == "human":
             self._draw()
         return self.stepper.observe(0), float(out.rewards[0]), terminated, False, info
@@ -189,7 +205,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
 
         if self._console is None:
             self._console = Console()
-        self._console.draw(self.stepper, self._last, self._kl)
+        self._console.draw(self.stepper, self._last, self._nats)
 
     def close(self) -> None:
         if self._console is not None:
@@ -199,41 +215,54 @@ class LMAlignEnv(gym.Env[Any, Any]):
 
 def ending(stepper: Stepper, out: Outcome, row: int) -> dict[str, Any]:
     """The info of an episode's last step."""
+    logged = {f"score/{key}": _plain(value) for key, value in out.extra.get(row, {}).items()}
     return {
         "text": out.texts[row],
         "finish_reason": out.reasons[row],
         "score": float(out.scores[row]),
         "episode_tokens": len(stepper.tokens[row]),
-        **{f"score/{key}": value for key, value in out.extra.get(row, {}).items()},
+        **{key: value for key, value in logged.items() if value is not None},
     }
+
+
+def _plain(value: Any) -> Any:
+    """What a reward model logged, without tensors; None for what does not apply, NaN among it."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def choose_prompt(mdp: AlignmentMDP, rng: np.random.Generator, options: Mapping[str, Any] | None) -> Prompt:
     """The prompt that ``reset(options=...)`` asks for, or a random one."""
     options = options or {}
-    unknown = set(options) - {"prompt", "prompt_id", "columns"}
-    if unknown:
-        raise ValueError(f"reset options expected 'prompt_id', 'prompt' or 'columns', got {sorted(unknown)}")
+    known = {"prompt_id"} if "prompt_id" in options else {"prompt", "columns"} if "prompt" in options else set()
+    if set(options) - known:
+        raise ValueError(
+            "reset options expected 'prompt_id' (its number), or 'prompt' (a text) with 'columns' (a dict) if the "
+            f"reward model reads some, got {sorted(options)}"
+        )
     if "prompt" in options:
         return mdp.encode_prompt(options["prompt"], **options.get("columns", {}))
     if "prompt_id" in options:
         i = options["prompt_id"]
-        if not 0 <= i < len(mdp.prompts):
-            raise ValueError(f"prompt_id expected 0 to {len(mdp.prompts) - 1}, got {i}")
+        if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < len(mdp.prompts):
+            raise ValueError(f"prompt_id expected a whole number from 0 to {len(mdp.prompts) - 1}, got {i!r}")
         return mdp.prompts[i]
     return mdp.draw_prompt(rng)
 
 
 def check_arguments(problem: Mapping[str, Any]) -> None:
     """Refuse unknown arguments with the nearest known one (Gymnasium's own error prints every argument)."""
-    import difflib
-    import inspect
+    of_the_problem = [k for k in inspect.signature(AlignmentMDP.__init__).parameters if k not in ("self", "top_k")]
+    refuse_unknown("LMAlign", [k for k in problem if k not in of_the_problem], [*of_the_problem, *VIEW])
 
-    known = [k for k in inspect.signature(AlignmentMDP.__init__).parameters if k not in ("self", "top_k")]
-    known += ["kl_mode", "observation_mode", "action_mode", "top_k", "render_mode", "mdp", "autoreset_mode"]
-    for name in problem:
-        if name not in known or name == "autoreset_mode":
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {near[0]!r}?" if near and near[0] != name else ""
-            hint = hint or f"; known: {', '.join(known)}"
-            raise ValueError(f"LMAlign has no argument {name!r} here{hint}")
+
+def refuse_unknown(what: str, unknown: Sequence[str], known: Sequence[str]) -> None:
+    """An error about the first of some arguments that do not exist, with the nearest known one."""
+    for name in unknown:
+        if name == "autoreset_mode":
+            raise ValueError(
+                f"{what}: autoreset_mode is for the vector environment; here every episode waits for reset()"
+            )
+        near = difflib.get_close_matches(name, known, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        raise ValueError(f"{what} has no argument {name!r}; {hint}")

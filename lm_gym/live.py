@@ -7,10 +7,14 @@ long as the environment that holds it exists in this process. ``gym.make(env.spe
 
 from __future__ import annotations
 
+import enum
 import itertools
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 PREFIX = "live:"
 _counter = itertools.count(1)
@@ -35,11 +39,27 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, (str, int, float, bool))
 
 
+def as_plain(value: Any) -> Any:
+    """Small values in the form that JSON has for them: arrays, paths, enum members, dtypes and devices."""
+    if isinstance(value, enum.Enum):
+        return as_plain(value.value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if type(value).__module__ == "torch" and type(value).__name__ in ("dtype", "device"):
+        return str(value).removeprefix("torch.")
+    return value
+
+
 def to_spec(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Live]]:
     """Keyword arguments with a name in the place of every live object, and what keeps those names good."""
     plain: dict[str, Any] = {}
     held: list[Live] = []
-    for key, value in kwargs.items():
+    for key, given in kwargs.items():
+        value = as_plain(given)
+        if isinstance(value, str) and value in _known:
+            held.append(_known[value])  # made from another environment's spec, which may go first
         if is_plain(value):
             plain[key] = value
             continue
@@ -58,7 +78,7 @@ def resolve(name: str, value: Any) -> Any:
     live = _known.get(value)
     if live is None:
         raise ValueError(
-            f"{name}={value!r} names a live object of an environment that is gone or of another process: pass the object "
-            "itself, or a string that can be loaded"
+            f"{name}={value!r} names a live object of an environment that is gone or of another process: pass the "
+            "object itself, or a string that can be loaded"
         )
     return live.value

@@ -1,4 +1,4 @@
-"""What a person sees of an episode: plain text, or the text as it grows with every token tinted by its surprise."""
+"""What a person sees of an episode: plain text, or the text as it grows with every token tinted by its KL."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ def ansi(stepper: Stepper, last: Outcome | None) -> str:
     return line
 
 
-def tint(ref_logprob: float) -> str:
-    """A rich style for a token by what the reference thought of it: the rarer, the warmer.
+def tint(nats: float) -> str:
+    """A rich style for a token by its KL, log π − log π_ref in nats: the further from the reference, the warmer.
 
-    −log π_ref in nats is the most that the token can cost in KL, paid if the policy was sure of it.
+    Green is a token that the agent likes less than the reference does. Where the agent reports no log-probs, log π is
+    taken as 0, which leaves the reference's surprise: the most that the token can cost.
     """
-    nats = -ref_logprob
+    if nats < -1:
+        return "green"
     return "default" if nats < 1 else "yellow" if nats < 3 else "dark_orange" if nats < 6 else "bold red"
+
+
+LEGEND = ((0.0, "under 1"), (2.0, "1"), (4.0, "3"), (9.0, "6 nats and more"))
+"""Values to show the tints of, and what to write in them."""
 
 
 class Console:
@@ -36,18 +42,26 @@ class Console:
         self.live: Any = Live(auto_refresh=False)
         self.live.start()
 
-    def draw(self, stepper: Stepper, last: Outcome | None, ref_logprobs: list[float]) -> None:
+    def draw(self, stepper: Stepper, last: Outcome | None, nats: list[float]) -> None:
+        """Show the episode: ``nats`` holds one number a token so far (see :func:`tint`)."""
         from rich.text import Text
 
         prompt = stepper.prompts[0]
         assert prompt is not None
         text, shown = Text(prompt.text, style="dim"), ""
-        for i, ref_logprob in enumerate(ref_logprobs):
+        for i, value in enumerate(nats):
             whole = stepper.lm.decode(stepper.tokens[0][: i + 1])
-            text.append(whole[len(shown) :], style=tint(ref_logprob))
-            shown = whole
+            # bytes of an unfinished character decode to a replacement mark, which the next token takes back
+            settled = whole.rstrip("\ufffd")
+            text.append(settled[len(shown) :], style=tint(value))
+            shown = max(shown, settled, key=len)
         if last is not None and last.ended[0]:
-            text.append(f"\n{last.reasons[0]}  score {last.scores[0]:+.3f}", style="bold")
+            text.append(f"\n{last.reasons[0]}, {len(nats)} tokens, score ", style="bold")
+            text.append(f"{last.scores[0]:+.3f}", style="bold green" if last.scores[0] > 0 else "bold red")
+            text.append(f", KL to the reference {sum(nats):.1f} nats" if last.logprobs is not None else "")
+            text.append("\n" + ("KL" if last.logprobs is not None else "surprise") + " of a token:", style="dim")
+            for value, label in LEGEND:
+                text.append(" ").append(label, style=tint(value))
         self.live.update(text, refresh=True)
         if last is not None and last.ended[0]:
             self.live.stop()

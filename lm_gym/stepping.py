@@ -36,9 +36,10 @@ class UnicodeText(spaces.Text):
 
 @dataclass
 class Outcome:
-    """What one step did to the rows: arrays (n,), meaningful where ``live``.
+    """What one step did to the rows: arrays (n,), 0 where the row was not ``live`` before the step.
 
-    ``texts``, ``reasons`` and ``extra`` hold an entry for each row that ended, by row.
+    ``logprobs`` are the reported ones, None where none are. ``texts``, ``reasons`` and ``extra`` hold an entry for each
+    row that ended, by row.
     """
 
     rewards: np.ndarray
@@ -47,6 +48,8 @@ class Outcome:
     task: np.ndarray
     kl_penalty: np.ndarray
     scores: np.ndarray
+    live: np.ndarray
+    logprobs: np.ndarray | None = None
     texts: dict[int, str] = field(default_factory=dict)
     reasons: dict[int, str] = field(default_factory=dict)
     extra: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -105,8 +108,10 @@ class Stepper:
 
     def _observation_space(self) -> spaces.Space[Any]:
         if self.observation_mode == "text":
-            longest = max(len(p.text) for p in self.mdp.prompts)
-            return UnicodeText(longest + 64 * (self.width + 1))
+            vocabulary = self.lm.tokenizer.get_vocab() if self.lm.tokenizer is not None else [f"{self.lm.vocab_size} "]
+            piece = max(map(len, vocabulary))  # a token's name is never shorter than its text
+            longest = max(self.mdp.longest_prompt * piece, *(len(p.text) for p in self.mdp.prompts))
+            return UnicodeText(longest + self.mdp.max_new_tokens * piece)
         if self.observation_mode == "hidden":
             bound = np.float32(self.lm.hidden_bound)
             return spaces.Box(-bound, bound, (self.lm.hidden_size,), np.float32)
@@ -119,12 +124,13 @@ class Stepper:
 
     def start(self, rows: Sequence[int], prompts: Sequence[Prompt]) -> None:
         """New episodes in ``rows``."""
-        for i, prompt in zip(rows, prompts, strict=True):
-            if len(prompt.token_ids) > self.width - self.mdp.max_new_tokens:
+        for prompt in prompts:
+            if len(prompt.token_ids) > self.mdp.longest_prompt:
                 raise ValueError(
                     f"prompt {prompt.text[:60]!r} has {len(prompt.token_ids)} tokens, expected at most "
-                    f"{self.width - self.mdp.max_new_tokens}, the longest of the environment's prompts"
+                    f"{self.mdp.longest_prompt}, the longest of the environment's prompts"
                 )
+        for i, prompt in zip(rows, prompts, strict=True):
             self.prompts[i], self.tokens[i], self.live[i] = prompt, [], True
             self.input_ids[i] = self.lm.pad_id
             self.attention_mask[i] = 0
@@ -172,17 +178,17 @@ class Stepper:
         """(n, actions) int8, 1 where an action may be taken."""
         if not self.mdp.min_new_tokens:
             return self.free_masks
-        masks = np.ones((self.n, self.n_actions), dtype=np.int8)
-        early = [i for i in range(self.n) if self.live[i] and len(self.tokens[i]) < self.mdp.min_new_tokens]
-        for i in early:
-            ids = self.choices[i] if self.choices is not None else torch.arange(self.n_actions)
-            masks[i, self.is_eos[ids].numpy()] = 0
-            if not masks[i].any():
-                raise ValueError(
-                    f"top_k={self.mdp.top_k} with min_new_tokens={self.mdp.min_new_tokens} leaves no action: only EOS "
-                    "is among the choices; raise top_k"
-                )
-        return masks
+        early = np.array([self.live[i] and len(t) < self.mdp.min_new_tokens for i, t in enumerate(self.tokens)])
+        if not early.any():
+            return self.free_masks
+        ends = self.is_eos.numpy()[None] if self.choices is None else self.is_eos[self.choices].numpy()
+        masks = ~(ends & early[:, None])
+        if not masks.any(1).all():
+            raise ValueError(
+                f"top_k={self.mdp.top_k} with min_new_tokens={self.mdp.min_new_tokens} leaves no action: only EOS "
+                "is among the choices; raise top_k"
+            )
+        return masks.astype(np.int8)
 
     def choice_ids(self) -> np.ndarray | None:
         """(n, k) token ids that the actions of "top_k" stand for, by row, in the order of the ids."""
@@ -201,40 +207,37 @@ class Stepper:
         values = np.asarray(logprobs, dtype=np.float64).reshape(-1)
         if values.shape != (self.n,):
             raise ValueError(f"report_logprob expected {self.n} log-probs, got {values.size}")
-        bad = self.live & ~(values <= 1e-6)  # NaN is bad too; a hair above 0 is rounding
+        bad = self.live & ~((values <= 1e-6) & (values > -np.inf))  # NaN is bad too; a hair above 0 is rounding
         if bad.any():
             row = int(bad.argmax())
-            raise ValueError(f"report_logprob expected log-probs of at most 0, got {values[row]} in row {row}")
+            raise ValueError(f"report_logprob expected finite log-probs of at most 0, got {values[row]} in row {row}")
         self.reported = np.minimum(values, 0.0)
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Append one action to every live row; the others ignore theirs."""
         live, n = self.live.copy(), self.n
-        index = np.where(live, np.asarray(actions).reshape(-1), 0)
-        self._check(index, live)
+        reported, self.reported = self.reported, None  # it was for this step, also if the step is refused
+        index = np.where(live, actions, 0)
+        self._check(index, live, reported)
         ids = torch.as_tensor(index)
         if self.choices is not None:
             ids = self.choices[torch.arange(n), ids]
-        ref = self.logp[torch.arange(n), ids].double().numpy() * live
-        out = Outcome(np.zeros(n), np.zeros(n, dtype=bool), ref, np.zeros(n), np.zeros(n), np.zeros(n))
+        ref = np.where(live, self.logp[torch.arange(n), ids].double().numpy(), 0.0)
+        out = Outcome(np.zeros(n), np.zeros(n, dtype=bool), ref, np.zeros(n), np.zeros(n), np.zeros(n), live)
         if self.kl_mode == "reference":
             out.kl_penalty = self.kl_coef * ref
-        elif self.kl_mode == "reported" and self.reported is not None:
-            out.kl_penalty = -self.kl_coef * np.where(live, self.reported - ref, 0.0)
-        self.reported = None
+        elif self.kl_mode == "reported" and reported is not None:
+            out.logprobs = np.where(live, reported, 0.0)
+            out.kl_penalty = self.kl_coef * (ref - out.logprobs)
         self._append(ids.numpy(), live)
         self._judge(live, out)
         out.rewards = out.task + out.kl_penalty
         self.live &= ~out.ended
-        if self.live.any() or self.observation_mode == "hidden":
+        if self.live.any() or (live.any() and self.observation_mode == "hidden"):
             self._advance(ids.to(self.lm.device), live)
         return out
 
-    def _check(self, index: np.ndarray, live: np.ndarray) -> None:
-        if not live.any() and self.n == 1:
-            raise RuntimeError("step() came after the episode's end: call reset() first")
-        if not np.issubdtype(index.dtype, np.integer) or index.shape != (self.n,):
-            raise ValueError(f"actions expected whole numbers of shape ({self.n},), got {index.dtype} {index.shape}")
+    def _check(self, index: np.ndarray, live: np.ndarray, reported: np.ndarray | None) -> None:
         wrong = live & ((index < 0) | (index >= self.n_actions))
         if wrong.any():
             row = int(wrong.argmax())
@@ -248,7 +251,7 @@ class Stepper:
                     f"least min_new_tokens={self.mdp.min_new_tokens}: choose among info['action_mask'] or "
                     "env.unwrapped.action_masks()"
                 )
-        if self.kl_mode == "reported" and self.reported is None and live.any():
+        if self.kl_mode == "reported" and reported is None and live.any():
             raise ValueError(
                 "kl_mode='reported' expected env.unwrapped.report_logprob(x) before every step, got a step without: "
                 "report the log-prob of the action in the agent's own distribution"
@@ -277,8 +280,8 @@ class Stepper:
         out.ended[rows] = True
         out.scores[rows] = out.task[rows] = scores
         out.texts = dict(zip(rows, texts, strict=True))
-        for j, i in enumerate(rows):
-            out.extra[i] = {key: values[j] for key, values in extra.items()}
+        for j, row in enumerate(rows):
+            out.extra[row] = {key: values[j] for key, values in extra.items()}
 
     def _prompt(self, row: int) -> Prompt:
         prompt = self.prompts[row]
@@ -289,5 +292,8 @@ class Stepper:
         waiting = np.flatnonzero(~live).tolist()
         if waiting:
             self.rows.park(waiting)
-        self.hidden = self.rows.step(ids)
+        hidden = self.rows.step(ids)
+        if waiting:  # their last state stays what it was
+            hidden[waiting] = self.hidden[waiting]
+        self.hidden = hidden
         self._predict()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from gymnasium.error import ResetNeeded
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -101,7 +102,7 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.stepper.kl_coef = self.mdp.kl_coef if kl_coef is None else kl_coef
 
     def report_logprob(self, logprobs: Any) -> None:
-        """The log-probs (N,) of the next actions in the agent's own distribution; rows that only reset ignore theirs."""
+        """The log-probs (N,) of the next actions in the agent's own distribution; rows not ``valid`` ignore theirs."""
         self.stepper.report(logprobs)
 
     def action_masks(self) -> np.ndarray:
@@ -118,6 +119,8 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
         rows = list(range(self.num_envs)) if mask is None else self._masked(mask)
+        if len(rows) < self.num_envs and self.stepper.prompts[0] is None:
+            raise ResetNeeded("options['reset_mask'] expected rows that have begun: the first reset() takes all rows")
         seeds = [None] * self.num_envs if seed is None else seed
         if isinstance(seeds, (int, np.integer)):
             seeds = [int(seeds) + i for i in range(self.num_envs)]
@@ -132,7 +135,8 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         mask = np.asarray(mask)
         if mask.shape != (self.num_envs,) or mask.dtype != np.bool_ or not mask.any():
             raise ValueError(
-                f"options['reset_mask'] expected ({self.num_envs},) bool with at least one True, got {mask.dtype} {mask.shape}"
+                f"options['reset_mask'] expected ({self.num_envs},) bool with at least one True, got {mask.dtype} "
+                f"{mask.shape} with {int(np.count_nonzero(mask))} set"
             )
         return [int(i) for i in np.flatnonzero(mask)]
 
@@ -142,7 +146,9 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         self.waiting[rows] = False
         info: dict[str, Any] = {}
         self._put(info, "prompt", rows, [p.text for p in prompts], object)
-        self._put(info, "prompt_id", rows, [p.id for p in prompts], np.int64)
+        known = [(i, p.id) for i, p in zip(rows, prompts, strict=True) if p.id >= 0]
+        if known:  # a prompt of one's own has no id
+            self._put(info, "prompt_id", [i for i, _ in known], [k for _, k in known], np.int64)
         return info
 
     def _put(self, info: dict[str, Any], key: str, rows: Sequence[int], values: Any, dtype: Any) -> None:
@@ -154,25 +160,25 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         info[key], info[f"_{key}"] = array, mask
 
     def _observed(self, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        everywhere = np.ones(self.num_envs, dtype=bool)
-        info["action_mask"], info["_action_mask"] = self.stepper.action_masks(), everywhere
+        live = self.stepper.live.copy()
+        info["action_mask"], info["_action_mask"] = self.stepper.action_masks(), live
         ids = self.stepper.choice_ids()
         if ids is not None:
-            info["action_tokens"], info["_action_tokens"] = ids, everywhere
+            info["action_tokens"], info["_action_tokens"] = ids, live
         return self.stepper.observe(), info
 
     def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         actions = np.asarray(actions)
         if actions.shape != (self.num_envs,) or not np.issubdtype(actions.dtype, np.integer):
             raise ValueError(f"actions expected whole numbers ({self.num_envs},), got {actions.dtype} {actions.shape}")
-        if not self.stepper.live.any() and not self.waiting.any():
-            raise RuntimeError("step() came before the first reset(): call reset() first")
+        if self.stepper.prompts[0] is None:
+            raise ResetNeeded("step() expected episodes, got none: call reset() first")
         resetting = np.flatnonzero(self.waiting).tolist()
         if self.autoreset_mode is AutoresetMode.DISABLED and len(resetting) == self.num_envs:
-            raise RuntimeError(
+            raise ResetNeeded(
                 "every row has ended and autoreset_mode is 'Disabled': call reset(options={'reset_mask': mask}) first"
             )
-        valid = ~self.waiting
+        valid = self.stepper.live.copy()
         out = self.stepper.step(actions)
         info: dict[str, Any] = {}
         everywhere = np.ones(self.num_envs, dtype=bool)
@@ -202,10 +208,11 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
             mask = np.zeros(self.num_envs, dtype=bool)
             mask[ended] = True
             info["final_info"], info["_final_info"] = target, mask
-        for key in finals[0]:
-            value = finals[0][key]
-            kind: Any = np.int64 if key == "episode_tokens" else np.float64 if isinstance(value, float) else object
-            self._put(target, key, ended, [f[key] for f in finals], kind)
+        for key in dict.fromkeys(k for f in finals for k in f):
+            there = [(i, f[key]) for i, f in zip(ended, finals, strict=True) if key in f]
+            kinds = {type(value) for _, value in there}
+            kind: Any = np.int64 if kinds == {int} else np.float64 if kinds <= {int, float} else object
+            self._put(target, key, [i for i, _ in there], [value for _, value in there], kind)
         if self.autoreset_mode is AutoresetMode.SAME_STEP:
             info.update(self._start(ended))
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lm_gym import live
-from lm_gym.env import LMAlignEnv
+from lm_gym.env import VIEW, LMAlignEnv, refuse_unknown
 from lm_gym.exact.language import ExactLanguage
 from lm_gym.exact.table_lm import TableLM
 from lm_gym.mdp import AlignmentMDP
@@ -35,6 +35,15 @@ def exact_mdp(language: ExactLanguage, *, top_k: int | None = None, temperature:
         top_k=top_k,
         temperature=temperature,
     )
+
+
+LANGUAGE = ("transitions", "horizon", "token_reward", "token_table", "kl_coef", "start_rows", "states")
+"""The arguments that make the language; those of the view are the same as everywhere."""
+
+
+def _check_view(view: dict[str, Any]) -> None:
+    known = [k for k in VIEW if k != "mdp"]
+    refuse_unknown("LMAlignExact", [k for k in view if k not in known], [*LANGUAGE, *known])
 
 
 def _language(
@@ -71,6 +80,7 @@ class LMAlignExactEnv(LMAlignEnv):
         top_k: int | None = None,
         **view: Any,
     ) -> None:
+        _check_view(view)
         self.language = _language(transitions, horizon, token_reward, token_table, kl_coef, start_rows, states)
         super().__init__(mdp=exact_mdp(self.language, top_k=top_k), top_k=top_k, **view)
 
@@ -92,5 +102,6 @@ class LMAlignExactVectorEnv(LMAlignVectorEnv):
         top_k: int | None = None,
         **view: Any,
     ) -> None:
+        _check_view({k: v for k, v in view.items() if k not in ("autoreset_mode", "max_episode_steps")})
         self.language = _language(transitions, horizon, token_reward, token_table, kl_coef, start_rows, states)
         super().__init__(num_envs, mdp=exact_mdp(self.language, top_k=top_k), top_k=top_k, **view)

@@ -1,0 +1,83 @@
+"""Random models of two layers with tokenizers to match: what the tests of the environment run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lm_gym.mdp import AlignmentMDP
+from lm_gym.models import TransformersLM
+
+PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
+LETTERS = "abcdefgh Ġ"
+PROMPTS = ["abc", "a", "ab cd ef", "hag fed", "bad", "cab", "head"]
+
+
+def tokenizer(alphabet: Sequence[str] | None = None, *, pad: str | None = PAD) -> PreTrainedTokenizerFast:
+    """A token a byte: of all 256, or of a few letters and the space, so that random texts end often."""
+    chars = sorted(pre_tokenizers.ByteLevel.alphabet()) if alphabet is None else sorted(set(alphabet) - {" "})
+    vocab = {token: i for i, token in enumerate([PAD, BOS, EOS, *chars])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, eos_token=EOS, bos_token=BOS, pad_token=pad or EOS)
+
+
+def llama(
+    vocab: int, *, seed: int = 0, kv_heads: int = 4, positions: int = 128, scale: float = 0.3, **more: Any
+) -> Any:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=positions,
+        initializer_range=scale,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def gpt2(vocab: int, *, seed: int = 0, positions: int = 128) -> Any:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocab,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=positions,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def small_lm(kind: str = "llama", *, seed: int = 0, alphabet: Sequence[str] | None = LETTERS) -> TransformersLM:
+    """ "llama", "gqa" (grouped key/value heads) or "gpt2" behind the package's interface."""
+    tok = tokenizer(alphabet)
+    model = (
+        gpt2(len(tok), seed=seed) if kind == "gpt2" else llama(len(tok), seed=seed, kv_heads=2 if kind == "gqa" else 4)
+    )
+    return TransformersLM(model, tok, kind)
+
+
+def letter_reward(completions: Sequence[str], **_: Any) -> list[float]:
+    """A number for every text: letters weighted by their place in the alphabet, signs alternating."""
+    return [sum((ord(c) % 7 - 3) * 0.1 for c in text) + 0.01 * len(text) for text in completions]
+
+
+def small_mdp(lm: Any = None, **options: Any) -> AlignmentMDP:
+    """A problem on a random model: eight letters, short prompts, 8 new tokens."""
+    options = {"prompts": PROMPTS, "reward_model": letter_reward, "max_new_tokens": 8, "kl_coef": 0.3, **options}
+    return AlignmentMDP(model=small_lm() if lm is None else lm, **options)

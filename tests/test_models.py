@@ -1,0 +1,175 @@
+"""Loading models and telling what they are."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import gpt2, llama, small_lm, tokenizer
+
+from lm_gym.models import CausalLM, TransformersLM, fingerprint, load_model
+
+STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder as save_pretrained writes it, whose generation_config has two ends."""
+    tok = tokenizer("abc")
+    model = llama(len(tok))
+    model.generation_config.eos_token_id = [1, 2]
+    model.save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_folder(folder: Path) -> None:
+    lm = load_model(str(folder))
+    assert lm.eos_ids == (1, 2) and lm.pad_id == 0 and lm.vocab_size == lm.input_size == 6
+    assert lm.max_positions == 128 and lm.hidden_size == 32 and lm.name == str(folder)
+    assert lm.tokenizer.eos_token_id == 2  # the tokenizer knows only one of them
+    assert load_model(folder).fingerprint() == lm.fingerprint()
+    assert load_model(folder, dtype="bfloat16").fingerprint() != lm.fingerprint()
+
+
+def test_a_live_model_is_used_and_not_copied() -> None:
+    tok = tokenizer("abc")
+    model = llama(len(tok))
+    lm = load_model(model, tokenizer=tok)
+    assert isinstance(lm, TransformersLM) and lm.model is model
+    assert load_model(lm) is lm
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": "no/such-model"}, "model expected 'tiny', a hub id, a folder .* could not load 'no/such-model'"),
+        ({"model": "/no/folder", "what": "reference"}, "reference expected .* '/no/folder'"),
+        ({"model": "missing.gguf"}, "expected a GGUF file, got 'missing.gguf', which does not exist"),
+        ({"model": 3}, "model expected .* got a int"),
+        ({"model": torch.nn.Linear(2, 2)}, "expected a transformers causal LM or a name, got a Linear"),
+        ({"model": "tiny", "dtype": "float8"}, "dtype expected one of .* got 'float8'"),
+        ({"model": "tiny", "device": "abacus"}, "device expected 'cpu'"),
+    ],
+)
+def test_what_cannot_be_loaded(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_model(**arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="sees no CUDA device here; use device='cpu'"):
+        load_model("tiny", device="cuda")
+
+
+def test_a_live_model_without_a_tokenizer() -> None:
+    with pytest.raises(ValueError, match="no tokenizer found at .*pass tokenizer="):
+        load_model(llama(6))
+
+
+def test_a_model_without_an_end() -> None:
+    tok = tokenizer("abc")
+    model = llama(len(tok))
+    for source in (model.config, model.generation_config, tok):
+        source.eos_token_id = None
+    with pytest.raises(ValueError, match="expected an EOS token, got none in generation_config, config or tokenizer"):
+        TransformersLM(model, tok, "endless")
+
+
+def test_ends_outside_the_vocabulary() -> None:
+    tok = tokenizer("abc")
+    model = llama(len(tok))
+    model.generation_config.eos_token_id = [2, 5000]
+    assert TransformersLM(model, tok, "m").eos_ids == (2,)
+    for source in (model.config, model.generation_config):
+        source.eos_token_id = 5000
+    tok.eos_token = None
+    with pytest.raises(ValueError, match=r"expected an EOS id below 6, the size of its output, got \(5000,\)"):
+        TransformersLM(model, tok, "m")
+
+
+def test_logits_that_are_changed_behind_the_head_are_refused() -> None:
+    tok = tokenizer("abc")
+    model = llama(len(tok))
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: _scaled(forward(*args, **kwargs))
+    with pytest.raises(ValueError, match="changes its logits after the output head"):
+        TransformersLM(model, tok, "scaled")
+
+
+def _scaled(out: object) -> object:
+    out.logits = out.logits * 0.5  # type: ignore[attr-defined]
+    return out
+
+
+def test_fingerprints_tell_bytes_apart() -> None:
+    a, b = small_lm(), small_lm()
+    assert a.fingerprint() == b.fingerprint() == fingerprint(copy.deepcopy(a)) != small_lm(seed=1).fingerprint()
+    with torch.no_grad():
+        next(b.parameters()).view(-1)[0] += 1e-7
+    assert a.fingerprint() != b.fingerprint()
+
+
+def test_a_clone_shares_what_it_is_told_to_share() -> None:
+    lm = small_lm()
+    shared = list(lm.model.model.layers[0].parameters())
+    twin = lm.clone(share=shared)
+    assert twin.model.model.layers[0].mlp.up_proj.weight is lm.model.model.layers[0].mlp.up_proj.weight
+    assert twin.model.model.layers[1].mlp.up_proj.weight is not lm.model.model.layers[1].mlp.up_proj.weight
+    assert twin.tokenizer is lm.tokenizer
+    before = lm.fingerprint()
+    with torch.no_grad():
+        twin.model.lm_head.weight.zero_()
+    assert lm.fingerprint() == before
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_no_hidden_state_leaves_its_bound(kind: str) -> None:
+    lm = small_lm(kind)
+    norm = lm._base().norm if kind == "llama" else lm._base().ln_f
+    with torch.no_grad():
+        norm.weight.uniform_(-3, 3)
+        if kind == "gpt2":
+            norm.bias.uniform_(-2, 2)
+    lm = TransformersLM(lm.model, lm.tokenizer, kind)
+    ids = torch.randint(3, lm.vocab_size, (16, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        hidden = lm.trunk(ids, torch.ones_like(ids))
+    assert hidden.abs().max() <= lm.hidden_bound < 60
+
+
+def test_a_completion_decodes_to_what_follows_its_prompt() -> None:
+    lm = small_lm(alphabet=None)
+    ids = lm.tokenizer("naïve 🙂 text")["input_ids"]
+    for cut in range(len(ids)):
+        assert lm.decode(ids[cut:]).startswith("\ufffd") or "naïve 🙂 text".endswith(lm.decode(ids[cut:]))
+    assert lm.decode([1, *ids, 2]) == "naïve 🙂 text"  # special tokens are left out
+    assert lm.decode([]) == ""
+
+
+@pytest.mark.skipif(not STORIES.is_dir(), reason="../shared/data/stories260k is not there")
+def test_stories260k() -> None:
+    """A real model: ends that its tokenizer does not know, and a tokenizer that drops the space before a word."""
+    lm = load_model(STORIES)
+    assert lm.eos_ids == (1, 2) and lm.pad_id == 0 and lm.vocab_size == 512
+    ids = lm.tokenizer("Once upon a time there was a girl")["input_ids"]
+    assert lm.decode(ids[4:]) == " time there was a girl"
+    assert lm.tokenizer.decode(ids[4:]) == "time there was a girl", "the case is not what it was"
+
+
+def test_the_interface_names_what_is_missing() -> None:
+    bare = CausalLM()
+    for call in (
+        lambda: bare.trunk(torch.zeros(1, 1), torch.ones(1, 1)),
+        lambda: bare.head(torch.zeros(1)),
+        lambda: bare.rows(1, 1),
+    ):
+        with pytest.raises(NotImplementedError):
+            call()
+
+
+def test_gpt2_too() -> None:
+    tok = tokenizer("abc", pad=None)
+    lm = TransformersLM(gpt2(len(tok)), tok, "gpt2")
+    assert lm.pad_id == lm.eos_ids[0] == 2
