@@ -71,7 +71,9 @@ class AlignmentMDP:
         temperature: of policy and reference alike, above 0.
         top_k: choose among the reference's k likeliest tokens only, EOS always among them; None: all.
         device, dtype: where and how models are loaded.
-        max_prompt_tokens: the longest prompt allowed; None: what the model's context leaves.
+        max_prompt_tokens: the longest prompt allowed; also makes the shape of observations the same for every set of
+            prompts, and leaves room for prompts of one's own. None: what the model's context leaves, and observations
+            as wide as these prompts ask for.
     """
 
     def __init__(
@@ -115,7 +117,8 @@ class AlignmentMDP:
         vocab = self.reference.vocab_size
         self.top_k = None if top_k is None else _integer("top_k", top_k, 1, vocab)
         self.prompts = self._prompts(prompts, max_prompt_tokens)
-        self.longest_prompt = max(len(p.token_ids) for p in self.prompts)
+        longest = max(len(p.token_ids) for p in self.prompts)
+        self.longest_prompt = longest if max_prompt_tokens is None else max(longest, max_prompt_tokens)
         self.reward_model: Callable[..., Any] = load_reward_model(reward_model)
 
     def _prompts(self, source: Any, max_prompt_tokens: int | None) -> list[Prompt]:
@@ -125,9 +128,7 @@ class AlignmentMDP:
                 f"max_new_tokens expected fewer than the model's {self.reference.max_positions} positions, "
                 f"got {self.max_new_tokens}"
             )
-        limit = room
-        if max_prompt_tokens is not None:
-            limit = min(room, _integer("max_prompt_tokens", max_prompt_tokens, 1, self.reference.max_positions))
+        limit = room if max_prompt_tokens is None else _integer("max_prompt_tokens", max_prompt_tokens, 1, room)
         if isinstance(source, (list, tuple)) and source and all(isinstance(p, Prompt) for p in source):
             long = [p for p in source if len(p.token_ids) > limit]
             if long:

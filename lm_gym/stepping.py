@@ -128,7 +128,7 @@ class Stepper:
             if len(prompt.token_ids) > self.mdp.longest_prompt:
                 raise ValueError(
                     f"prompt {prompt.text[:60]!r} has {len(prompt.token_ids)} tokens, expected at most "
-                    f"{self.mdp.longest_prompt}, the longest of the environment's prompts"
+                    f"{self.mdp.longest_prompt}, the longest of the environment's prompts: max_prompt_tokens makes room"
                 )
         for i, prompt in zip(rows, prompts, strict=True):
             self.prompts[i], self.tokens[i], self.live[i] = prompt, [], True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -39,7 +41,7 @@ def llama(
         num_attention_heads=4,
         num_key_value_heads=kv_heads,
         max_position_embeddings=positions,
-        initializer_range=scale,
+        initializer_range=0.3,
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
@@ -81,3 +83,45 @@ def small_mdp(lm: Any = None, **options: Any) -> AlignmentMDP:
     """A problem on a random model: eight letters, short prompts, 8 new tokens."""
     options = {"prompts": PROMPTS, "reward_model": letter_reward, "max_new_tokens": 8, "kl_coef": 0.3, **options}
     return AlignmentMDP(model=small_lm() if lm is None else lm, **options)
+
+
+@dataclass
+class Episode:
+    """A finished text as its steps gave it."""
+
+    prompt: str
+    tokens: list[int] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    infos: list[dict[str, Any]] = field(default_factory=list)
+
+
+def random_action(mask: np.ndarray, ends: np.ndarray, rng: np.random.Generator, p_end: float = 0.15) -> int:
+    """One of the allowed actions; an end with probability ``p_end``, where one is allowed."""
+    allowed, ending = np.flatnonzero(mask), np.flatnonzero(mask & ends)
+    return int(rng.choice(ending if len(ending) and rng.random() < p_end else allowed))
+
+
+def play(env: Any, episodes: int, *, seed: int = 0) -> list[Episode]:
+    """Random episodes of a single environment; under kl_mode "reported" with random log-probs."""
+    rng, base, done = np.random.default_rng(seed), env.unwrapped, []
+    is_eos = base.stepper.is_eos.numpy()
+    _, info = env.reset(seed=seed)
+    while len(done) < episodes:
+        episode = Episode(info["prompt"])
+        ended = False
+        while not ended:
+            ids = info.get("action_tokens", np.arange(base.stepper.n_actions))
+            action = random_action(info["action_mask"] == 1, is_eos[ids], rng)
+            episode.tokens.append(int(ids[action]))
+            episode.logprobs.append(-float(rng.exponential()))
+            if base.kl_mode == "reported":
+                base.report_logprob(episode.logprobs[-1])
+            _, reward, ended, truncated, info = env.step(action)
+            assert not truncated
+            episode.rewards.append(float(reward))
+            episode.infos.append(info)
+        done.append(episode)
+        if len(done) < episodes:
+            _, info = env.reset()
+    return done
