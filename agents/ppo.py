@@ -9,9 +9,9 @@ Written as a thing to be maximised it is usually given as  L = E[min(ρA, clip(�
 
 - "reward" (default; Ziegler et al. 2019, Ouyang et al. 2022): r_t = −β·(log π − log π_ref), plus R at the end. A then
   carries the KL, and the expected gradient is that of J(π) = E[R] − β·KL: the only one of these without bias.
-- "loss": + β·E[estimator] in L, and A carries R alone. Its expected gradient counts each state's KL but not that actions
-  lead to states with more of it: with k2 or "exact" training ends at regret .0099 on the worked example, with k3 (which
-  descends KL(π_ref‖π)) at .0302, and k1 has no gradient at all (E[R] goes to its maximum).
+- "loss": + β·E[estimator] in L, and A carries R alone. Its expected gradient counts each state's KL but not that
+  actions lead to states with more of it: with k2 or "exact" training ends at regret .0099 on the worked example, with
+  k3 (which descends KL(π_ref‖π)) at .0302, and k1 has no gradient at all (E[R] goes to its maximum).
 - "entropy": A carries R + β·Σ log π_ref, and −β·(entropy of π(·|s_t)) stands in L: .0841.
 
 Whitening the advantages rescales the reward against whatever of KL or entropy stands in L (k2 .418, k3 .054, entropy
@@ -80,7 +80,7 @@ class PPOConfig(AgentConfig):
     normalize_scores: int = 0
     """Above 0: scores to mean 0 and standard deviation 1 of so many samples of the reference. Rescales β."""
     aggregation: str = "token_mean"
-    """"token_mean" over the minibatch, "sequence_mean" (1/length; biased), "sequence_sum" (sum a text, mean of texts)."""
+    """"token_mean" over the minibatch, "sequence_mean" (1/length), or "sequence_sum" (sum a text, mean of them)."""
     ratio_tolerance: float = 1e-3
     """|log ratio| of the first minibatch above which a warning names the worst token (.1 in 16-bit)."""
 
@@ -267,8 +267,8 @@ class PPO(LMAgent):
         if self.ema is not None:
             self._move_ema()
         out = {key: sum(s[key] for s in stats) / len(stats) for key in stats[-1]}
-        ratios = torch.tensor([s["val/ratio"] for s in stats])
-        out["val/ratio_var"] = float(ratios.var(unbiased=False))
+        if len(stats) > 1:
+            out["val/ratio_var"] = float(torch.tensor([s["val/ratio"] for s in stats]).var())
         out["val/first_ratio_error"] = stats[0]["val/first_ratio_error"]
         if ev == ev:  # there is none where all returns are equal
             out["val/explained_variance"] = ev

@@ -1,4 +1,4 @@
-"""What every agent for language models shares: making texts, logging, evaluating, saving. An algorithm adds its update."""
+"""What every agent for language models shares: making texts, logging, evaluating, saving."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.rewards import reward_model_hash
 from lm_gym.rollout import Rollout
+from lm_gym.runinfo import run_info
 from lm_gym.tracking import Tracker
 
 Self = TypeVar("Self", bound="LMAgent")
@@ -37,7 +39,7 @@ class AgentConfig:
     batch_size: int = 128
     """Texts an update."""
     learning_rate: float | None = None
-    """Adam's step size; None: the policy's own (5e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .05 for a table)."""
+    """Adam's step size; None: 5e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .03 for a table."""
     lr_schedule: str = "linear"
     """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
     max_grad_norm: float = 1.0
@@ -263,16 +265,18 @@ class LMAgent:
             raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
         self._schedule = (self.tokens, int(total_tokens))
         config = dict(run_config or {}) | {"agent": {"name": self.name, **dataclasses.asdict(self.config)}}
-        keep_files = out is not None
+        config.setdefault("run", self.run_info() if out is not None else {})
         tracker = Tracker(
             out,
             config=config,
-            trackers=tuple(trackers) if keep_files else tuple(t for t in trackers if t not in ("csv", "jsonl")),
-            terminal="auto",
+            trackers=tuple(t for t in trackers if out is not None or t not in ("csv", "jsonl")),
             total=self.tokens + int(total_tokens),
             quiet=not progress,
+            resume=self.updates > 0,
         )
         with tracker:
+            if out is not None and self.updates > 0:
+                tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
             while self.progress < 1.0:
                 metrics, rollout = self._one_update()
                 tracker.log(metrics, step=self.updates, tokens=self.tokens)
@@ -284,6 +288,14 @@ class LMAgent:
         if out is not None:
             self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
         return self
+
+    def run_info(self) -> dict[str, Any]:
+        """Seed, versions, git revision, command, and the hashes of reference and reward model, for ``config.yaml``."""
+        hashes = {
+            "reference": self.mdp.reference.fingerprint(),
+            "reward_model": reward_model_hash(self.mdp.reward_model),
+        }
+        return run_info(seed=self.config.seed, hashes=hashes)
 
     def _one_update(self) -> tuple[dict[str, float], Rollout]:
         started = time.perf_counter()
@@ -385,7 +397,7 @@ class LMAgent:
             prompts: a prompt source; None: the environment's. They are gone through in order, as often as needed.
 
         Returns:
-            the metrics of :meth:`describe`, and ``objective/scores_sem`` (standard error) and ``objective/j`` = E[R] − β·KL.
+            the metrics of :meth:`describe`, ``objective/scores_sem`` (standard error), ``objective/j`` = E[R] − β·KL.
         """
         records = self.mdp.prompts if prompts is None else self._records(prompts)
         if prompts is None:  # spread over all of them
@@ -445,7 +457,7 @@ class LMAgent:
             "extra": self.extra_state(),
         }
         tensors = {
-            "policy": {k: p for k, p in self.params.items()},
+            "policy": dict(self.params),
             "optimizer": checkpoints.optimizer_tensors(self.optimizer, list(self.params)),
             **self.extra_tensors(),
         }
@@ -473,8 +485,8 @@ class LMAgent:
         agent = cls(env, **{**state["config"], **overrides})
         if state["reference"] != agent.mdp.reference.fingerprint():
             warnings.warn(
-                "the environment's reference is not the one this checkpoint was trained against: KL starts from another "
-                "place",
+                "the environment's reference is not the one this checkpoint was trained against: KL is measured from "
+                "another place",
                 stacklevel=2,
             )
         saved = groups.get("policy", {})

@@ -149,7 +149,7 @@ class ReferenceAgent:
 
 
 def reference_agent(env: Any, seed: int = 0) -> ReferenceAgent:
-    """An agent with ``.predict(obs)`` that samples from the environment's reference, restricted to what may be chosen."""
+    """An agent with ``.predict(obs)`` that samples from the environment's reference, within what may be chosen."""
     return ReferenceAgent(env, seed)
 
 

@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON only, no pickle; written to a temporary name and renamed.
 
-A checkpoint is a folder: ``state.json`` (counters, random states, the controller) and one ``<name>.safetensors`` for each
-group of tensors.
+A checkpoint is a folder: ``state.json`` (counters, random states, the controller) and one ``<name>.safetensors`` for
+each group of tensors.
 """
 
 from __future__ import annotations

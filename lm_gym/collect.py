@@ -22,7 +22,6 @@ from lm_gym.env import LMAlignEnv
 from lm_gym.forward import pad_rows
 from lm_gym.mdp import STEP_LIMIT, AlignmentMDP, Scored
 from lm_gym.policy import Policy
-from lm_gym.rollout import Rollout
 from lm_gym.vector_env import LMAlignVectorEnv
 
 Env = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
@@ -57,8 +56,8 @@ def unwrap(env: Env) -> tuple[LMAlignEnv | LMAlignVectorEnv, list[str]]:
 def warn_of_wrappers(names: Sequence[str]) -> None:
     """Says once that wrappers make training slower."""
     warnings.warn(
-        f"the environment is wrapped in {', '.join(names)}, which may change rewards or endings: training steps through "
-        "it token by token (slower, and what the wrapper returns is what is trained on)",
+        f"the environment is wrapped in {', '.join(names)}, which may change rewards or endings: training steps "
+        "through it token by token (slower, and what the wrapper returns is what is trained on)",
         stacklevel=3,
     )
 

@@ -49,8 +49,8 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
         model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     except (OSError, ValueError) as e:
         raise ValueError(
-            f"critic expected 'shared', 'separate' or the folder of a sequence classifier with one label; could not load "
-            f"{path!r}: {str(e).splitlines()[0]}"
+            "critic expected 'shared', 'separate' or the folder of a sequence classifier with one label; could not "
+            f"load {path!r}: {str(e).splitlines()[0]}"
         ) from e
     score = getattr(model, "score", None)
     if not isinstance(score, nn.Linear) or score.out_features != 1:
@@ -152,7 +152,7 @@ class Policy(nn.Module):
 
 
 def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
-    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the trunk; B = 0, so nothing moves."""
+    """Put LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on every linear layer of the trunk; B = 0: nothing moves."""
     if not isinstance(lm, TransformersLM):
         raise ValueError(f"lora_rank expected a transformers model, got {type(lm).__name__}")
     try:
