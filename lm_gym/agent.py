@@ -456,8 +456,8 @@ class LMAgent:
             "reference": self.mdp.reference.fingerprint(),
             "extra": self.extra_state(),
         }
-        tensors = {
-            "policy": dict(self.params),
+        tensors: dict[str, dict[str, torch.Tensor]] = {
+            "policy": {**self.params},
             "optimizer": checkpoints.optimizer_tensors(self.optimizer, list(self.params)),
             **self.extra_tensors(),
         }

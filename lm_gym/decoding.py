@@ -243,13 +243,16 @@ class _Record:
     def __init__(
         self, total: int, limit: int, lm: CausalLM, params: GenerationParams, values: bool, hidden: bool
     ) -> None:
-        like = {"device": lm.device}
         self.lm, self.params = lm, params
-        self.tokens = torch.zeros(total, limit, dtype=torch.long, **like)
-        self.logprobs = torch.zeros(total, limit, **like)
-        self.values = torch.zeros(total, limit, **like) if values else None
-        self.hidden: torch.Tensor | None = torch.zeros(total, limit, lm.hidden_size, **like) if hidden else None
-        self.allowed = torch.zeros(total, limit, params.top_k, dtype=torch.long, **like) if params.top_k else None
+        self.tokens = torch.zeros(total, limit, dtype=torch.long, device=lm.device)
+        self.logprobs = torch.zeros(total, limit, device=lm.device)
+        self.values = torch.zeros(total, limit, device=lm.device) if values else None
+        self.hidden: torch.Tensor | None = (
+            torch.zeros(total, limit, lm.hidden_size, device=lm.device) if hidden else None
+        )
+        self.allowed = (
+            torch.zeros(total, limit, params.top_k, dtype=torch.long, device=lm.device) if params.top_k else None
+        )
         self.reasons: list[str] = [""] * total
         self.lengths = [0] * total
 

@@ -30,7 +30,8 @@ def shape(rewards: Array, logprobs: Array, kl_coef: float) -> Array:
     got, want = tuple(getattr(logprobs, "shape", ())), tuple(getattr(rewards, "shape", ()))
     if got != want:
         raise ValueError(f"shape expected logprobs of the rewards' shape {want}, got {got}: one log-prob a reward")
-    return rewards - kl_coef * logprobs  # type: ignore[operator,no-any-return]
+    shaped: Any = rewards - kl_coef * logprobs  # type: ignore[operator]
+    return shaped  # type: ignore[no-any-return]
 
 
 def estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str) -> torch.Tensor:

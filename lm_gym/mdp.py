@@ -223,10 +223,18 @@ class AlignmentMDP:
 
     @torch.no_grad()
     def reference_pass(
-        self, prompt_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], *, hidden: bool = False
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        tokens: Sequence[Sequence[int]],
+        *,
+        hidden: bool = False,
+        lm: CausalLM | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Teacher-forced log π_ref (B, T) of completions, batched by length; hidden states (B, T, d) if asked for."""
-        lm, width = self.reference, max(map(len, tokens))
+        """Teacher-forced log π_ref (B, T) of completions, batched by length; and hidden states (B, T, d) if asked.
+
+        ``lm`` stands in for the reference where KL is paid against another model.
+        """
+        lm, width = lm or self.reference, max(map(len, tokens))
         logprobs = torch.zeros(len(tokens), width)
         states = torch.zeros(len(tokens), width, lm.hidden_size) if hidden else None
         for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
