@@ -249,6 +249,7 @@ class LMAgent:
         trackers: Sequence[str] = ("csv", "jsonl"),
         progress: bool = False,
         save_every: int | None = None,
+        resume: bool = False,
         run_config: Mapping[str, Any] | None = None,
         callback: Callable[[Any, dict[str, float]], bool | None] | None = None,
     ) -> Self:
@@ -258,19 +259,20 @@ class LMAgent:
             out: the run's folder: config, metrics, samples, checkpoints; None: nothing is written.
             trackers: see :class:`lm_gym.tracking.Tracker`. progress: draw progress on the terminal.
             save_every: updates between checkpoints; None: one at the end.
+            resume: go on in the schedule of a loaded checkpoint: ``total_tokens`` counts from where that one began.
             run_config: what ``config.yaml`` holds beside the agent's fields.
             callback: called after every update with the agent and its metrics; returning False stops the training.
         """
         if isinstance(total_tokens, bool) or total_tokens < 1:
             raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
-        self._schedule = (self.tokens, int(total_tokens))
+        self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
         config = dict(run_config or {}) | {"agent": {"name": self.name, **dataclasses.asdict(self.config)}}
         config.setdefault("run", self.run_info() if out is not None else {})
         tracker = Tracker(
             out,
             config=config,
             trackers=tuple(t for t in trackers if out is not None or t not in ("csv", "jsonl")),
-            total=self.tokens + int(total_tokens),
+            total=sum(self._schedule),
             quiet=not progress,
             resume=self.updates > 0,
         )
