@@ -25,6 +25,7 @@ import copy
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import torch
@@ -37,6 +38,20 @@ from lm_gym.forward import token_logprobs
 from lm_gym.rollout import Rollout
 
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
+BOUNDS = (
+    ("micro_batch_size", 1, inf),
+    ("epochs", 1, inf),
+    ("gamma", 0, 1),
+    ("lam", 0, 1),
+    ("clip_range", 1e-9, inf),
+    ("clip_range_value", 1e-9, inf),
+    ("vf_coef", 0, inf),
+    ("ema_decay", 0, 1),
+    ("ent_coef", 0, inf),
+    ("normalize_scores", 0, inf),
+    ("ratio_tolerance", 0, inf),
+)
+"""Field, smallest and largest value."""
 
 
 @dataclass
@@ -150,8 +165,10 @@ class PPO(LMAgent):
             raise ValueError("critic expected 'shared', 'separate' or a reward model's folder: PPO needs values")
         if not 1 <= c.minibatch_size <= c.batch_size:
             raise ValueError(f"minibatch_size expected 1 to batch_size={c.batch_size}, got {c.minibatch_size}")
-        if c.epochs < 1:
-            raise ValueError(f"epochs expected at least 1, got {c.epochs}")
+        for name, low, high in BOUNDS:
+            x = getattr(c, name)
+            if x is not None and not low <= x <= high:
+                raise ValueError(f"{name} expected {low:g} to {high:g}, got {x!r}")
         if self.base.kl_mode == "none" and self.kl_coef and c.kl_in != "loss":
             raise ValueError(
                 f"the environment pays no KL (kl_mode='none') and kl_in={c.kl_in!r} would: make it with "
@@ -161,9 +178,9 @@ class PPO(LMAgent):
             raise ValueError("kl_reference='ema' and normalize_scores expected an environment without wrappers")
         if c.kl_target is not None and c.kl_in == "entropy":
             raise ValueError("kl_target expected kl_in='reward' or 'loss', got 'entropy'")
-        if c.kl_in == "reward" and c.kl_estimator != "k2":
+        if c.kl_in != "loss" and c.kl_estimator != "k2":
             raise ValueError(
-                f"kl_estimator={c.kl_estimator!r} has no effect with kl_in='reward', which is k1; use kl_in='loss'"
+                f"kl_estimator={c.kl_estimator!r} has no effect with kl_in={c.kl_in!r}, it is for kl_in='loss'"
             )
         beside = (c.kl_in != "reward" and self.kl_coef > 0) or c.ent_coef > 0
         if beside and (c.whiten_advantages or c.whiten_rewards):
@@ -189,6 +206,8 @@ class PPO(LMAgent):
         rollout, metrics = super().collect()
         if rollout.values is None:
             rollout.values = self._critic_values(rollout)
+        if "cut" in (rollout.finish_reasons or []):
+            rollout.bootstrap = self._values_after(rollout)
         if self.score_scale is not None:
             assert rollout.scores is not None
             mean, std = self.score_scale
@@ -196,8 +215,6 @@ class PPO(LMAgent):
             rollout.rewards[torch.arange(len(rollout)), last] += (rollout.scores - mean) / std - rollout.scores
         if self.ema is not None:
             self._pay_ema(rollout)
-        if self.adaptive is not None:
-            self.kl_coef = self.adaptive.update(metrics["objective/kl_k1"], len(rollout))
         return rollout, metrics
 
     def _reference_scale(self, n: int) -> tuple[float, float]:
@@ -224,6 +241,20 @@ class PPO(LMAgent):
             device = self.policy.lm.device
             values = self.policy.critic(part.input_ids.to(device), part.attention_mask.to(device), t)
             out[at, :t] = values.cpu() * part.response_mask
+        return out
+
+    @torch.no_grad()
+    def _values_after(self, rollout: Rollout) -> torch.Tensor:
+        """(B,) V of the state that a text was cut off in, by a wrapper; 0 for those that ended."""
+        out = torch.zeros(len(rollout))
+        cut = torch.tensor([i for i, reason in enumerate(rollout.finish_reasons or []) if reason == "cut"])
+        for at in cut.split(self.config.minibatch_size):
+            part, device = rollout.select(at), self.policy.lm.device
+            # one column more, never attended to by what is read: the state before it is the one after the last token
+            ids, seen = (torch.nn.functional.pad(x, (0, 1)).to(device) for x in (part.input_ids, part.attention_mask))
+            _, values = self.policy(ids, seen, part.response_mask.shape[1] + 1)
+            assert values is not None
+            out[at] = values.cpu()[torch.arange(len(at)), part.lengths]
         return out
 
     def _pay_ema(self, rollout: Rollout) -> None:
@@ -266,6 +297,9 @@ class PPO(LMAgent):
                 self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self._move_ema()
+        if self.adaptive is not None and rollout.ref_logprobs is not None:
+            paid = ((rollout.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)  # k1, as in the reward
+            self.kl_coef = self.adaptive.update(float(paid.mean()), len(rollout))
         out = {key: sum(s[key] for s in stats) / len(stats) for key in stats[-1]}
         if len(stats) > 1:
             out["val/ratio_var"] = float(torch.tensor([s["val/ratio"] for s in stats]).var())
@@ -391,6 +425,7 @@ class PPO(LMAgent):
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         if self.adaptive is not None and state.get("adaptive"):
             self.adaptive.load_state_dict(state["adaptive"])
+            self.kl_coef = self.adaptive.value
         scale = state.get("score_scale")
         self.score_scale = None if scale is None else (float(scale[0]), float(scale[1]))
 
@@ -398,7 +433,11 @@ class PPO(LMAgent):
         return {} if self.ema is None else {"ema": dict(self.ema.named_parameters())}
 
     def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        if self.ema is not None:
-            with torch.no_grad():
-                for key, p in self.ema.named_parameters():
-                    p.copy_(groups["ema"][key])
+        if self.ema is None:
+            return
+        slow = dict(self.ema.named_parameters())
+        if set(groups.get("ema", {})) != set(slow):
+            raise ValueError("checkpoint expected the slow copy of the policy in ema.safetensors")
+        with torch.no_grad():
+            for key, p in slow.items():
+                p.copy_(groups["ema"][key])

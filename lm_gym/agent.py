@@ -28,6 +28,8 @@ from lm_gym.runinfo import run_info
 from lm_gym.tracking import Tracker
 
 Self = TypeVar("Self", bound="LMAgent")
+STATE_KEYS = ("config", "tokens", "episodes", "updates", "order", "schedule", "engine_rng", "rng", "reference", "extra")
+"""What ``state.json`` of a checkpoint must hold."""
 HEAD_NUMBERS = 4_000_000
 """Logits computed at once where whole distributions are compared: 16 MB in float32."""
 
@@ -169,8 +171,6 @@ class LMAgent:
         rollout = Rollout.from_completions(
             completions, scored, pad_id=self.policy.lm.pad_id, min_new_tokens=self.mdp.min_new_tokens
         )
-        if self.wrappers:
-            rollout.bootstrap = stepped.bootstrap
         metrics = self.describe(rollout)
         metrics |= {f"reward/{k}": v for k, v in scored.metrics.items()}
         metrics |= {"perf/decode_seconds": decoded - started, "perf/score_seconds": time.perf_counter() - decoded}
@@ -353,12 +353,14 @@ class LMAgent:
         """(action, None) for ``tokens`` observations, single or batched; Stable-Baselines3's signature."""
         if self._actor is None:
             self._actor = CachedLM(self.policy.lm, temperature=self.mdp.temperature, seed=self.config.seed)
-        stepper = self.base.stepper
-        n = len(np.atleast_2d(observation["input_ids"]))
-        mask = stepper.action_masks() if n == stepper.n else None
-        ids = stepper.choice_ids() if n == stepper.n else None
-        if ids is None and self.mdp.top_k is not None:
-            raise ValueError(f"predict expected {stepper.n} observations of its own environment under top_k, got {n}")
+        stepper, mask, ids = self.base.stepper, None, None
+        if self.mdp.top_k is not None or self.mdp.min_new_tokens:  # what may be chosen depends on the text so far
+            if not np.array_equal(np.atleast_2d(observation["input_ids"]), stepper.input_ids):
+                raise ValueError(
+                    "predict expected the current observation of the agent's own environment, got another one: top_k "
+                    "and min_new_tokens restrict the choice by its state; load the agent on the environment to step"
+                )
+            mask, ids = stepper.action_masks(), stepper.choice_ids()
         single = np.asarray(observation["input_ids"]).ndim == 1
         actions, _, _ = self._actor.act(observation, action_mask=mask, action_tokens=ids, deterministic=deterministic)
         return (int(actions) if single else actions), None
@@ -484,6 +486,10 @@ class LMAgent:
             raise ValueError(
                 f"{cls.__name__}.load expected a checkpoint of {cls.name!r}, got one of {state.get('agent')!r}"
             )
+        missing = [key for key in STATE_KEYS if key not in state]
+        missing += [f"{name}.safetensors" for name in ("policy", "optimizer") if name not in groups]
+        if missing:
+            raise ValueError(f"checkpoint {folder} is damaged: {missing} are missing")
         agent = cls(env, **{**state["config"], **overrides})
         if state["reference"] != agent.mdp.reference.fingerprint():
             warnings.warn(
@@ -491,7 +497,7 @@ class LMAgent:
                 "another place",
                 stacklevel=2,
             )
-        saved = groups.get("policy", {})
+        saved = groups["policy"]
         if set(saved) != set(agent.params):
             odd = sorted(set(saved) ^ set(agent.params))[:3]
             raise ValueError(f"checkpoint {folder} does not fit this agent's parameters: {odd} are on one side only")
@@ -502,9 +508,9 @@ class LMAgent:
                         f"checkpoint {folder}: {key} expected {tuple(p.shape)}, got {tuple(saved[key].shape)}"
                     )
                 p.copy_(saved[key])
-        checkpoints.set_optimizer_tensors(agent.optimizer, list(agent.params), groups.get("optimizer", {}))
+        checkpoints.set_optimizer_tensors(agent.optimizer, list(agent.params), groups["optimizer"])
         agent.tokens, agent.episodes, agent.updates = state["tokens"], state["episodes"], state["updates"]
-        agent._order, agent.kl_coef = list(state["order"]), state["kl_coef"]
+        agent._order = list(state["order"])
         agent._schedule = (state["schedule"][0], state["schedule"][1])
         checkpoints.set_generator_state(agent.engine.generator, state["engine_rng"])
         checkpoints.set_generator_state(agent.generator, state["rng"])

@@ -69,7 +69,6 @@ class Stepped:
     completions: list[Completion]
     rewards: torch.Tensor
     scored: Scored
-    bootstrap: torch.Tensor
 
 
 @torch.no_grad()
@@ -158,6 +157,7 @@ class _Collection:
             kept = hidden.float().cpu()
             _, rewards, terminated, truncated, infos = env.step(actions.numpy())
             done = terminated | truncated
+            self._check_in_step(tokens.tolist(), done)
             if not done.all():
                 if done.any():
                     rows.park(np.flatnonzero(done).tolist())
@@ -186,6 +186,20 @@ class _Collection:
                     hidden[ended] = fresh
         return self._gather([t for row in finished for t in row[:quota]])
 
+    def _check_in_step(self, tokens: Sequence[int], done: np.ndarray) -> None:
+        """The environment inside must hold the texts that the policy's cache holds."""
+        for i, (held, token) in enumerate(zip(self.stepper.tokens, tokens, strict=True)):
+            if done[i] and held:
+                raise ValueError(
+                    f"a wrapper ended the text of row {i}, but the environment inside goes on with it: a vector "
+                    "environment's rows reset themselves at their own ends only; cut texts off with max_new_tokens"
+                )
+            if not done[i] and held[-1:] != [token]:
+                raise ValueError(
+                    f"a wrapper changed the action in row {i}: the policy chose token {token}, and {held[-1:]} was "
+                    "appended; agents of lm_gym expected their own tokens in the text"
+                )
+
     def _close(self, text: _Text, row: int, cut: bool, infos: dict[str, Any]) -> None:
         final = infos.get("final_info", {})
         text.score = 0.0 if cut else float(final["score"][row])
@@ -212,9 +226,7 @@ class _Collection:
         mask = torch.arange(width)[None] < torch.tensor([len(t.tokens) for t in texts])[:, None]
         scores = torch.tensor([t.score for t in texts])
         scored = Scored([t.text for t in texts], mask, scores, ref, torch.zeros_like(ref), rewards)
-        # a text that a wrapper cut off goes on from its last state; its own last value is the nearest estimate of it
-        bootstrap = torch.tensor([float(t.values[-1]) if t.reason == "cut" else 0.0 for t in texts])
-        return Stepped(completions, rewards, scored, bootstrap)
+        return Stepped(completions, rewards, scored)
 
 
 class _Text:

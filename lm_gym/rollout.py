@@ -129,6 +129,8 @@ class Rollout:
         tokens: Any = None,
         ref_logprobs: Any = None,
         allowed: Any = None,
+        no_eos: Any = None,
+        final_values: Any = None,
         pad_id: int = 0,
     ) -> Rollout:
         """Whole texts from S steps of N rows of ``gym.make_vec("LMAlign-v0")`` with ``tokens`` observations.
@@ -138,9 +140,11 @@ class Rollout:
             actions, rewards, terminated, logprobs: (S, N); ``rewards`` as they shall be trained on.
             values: (S, N) of the observations. truncated: (S, N). valid: (S, N), False on steps that only reset a row.
             last_values: (N,) values of the observations after the last step: what an episode that is cut off at the
-                edge of the rollout bootstraps from. Without it a cut episode bootstraps from 0.
-            tokens: (S, N) token ids where actions are not ids themselves (``top_k``). allowed: (S, N, k) their choices.
-            ref_logprobs: (S, N).
+                edge of the rollout bootstraps from. final_values: (S, N) values of the states that truncated episodes
+                ended in. Without them a cut episode bootstraps from 0.
+            allowed: (S, N, k) the choices of ``top_k``, ``info["action_tokens"]``. tokens: (S, N) token ids of its
+                actions; None: looked up in ``allowed``.
+            no_eos: (S, N) bool, where a text could not end yet (``min_new_tokens``). ref_logprobs: (S, N).
             pad_id: fills the batch; always masked.
 
         An episode that was under way when the rollout began starts with what it had written as its prompt; one that is
@@ -149,14 +153,29 @@ class Rollout:
         actions = np.asarray(actions)
         s, n = actions.shape
         ids = actions if tokens is None else np.asarray(tokens)
+        if tokens is None and allowed is not None:
+            ids = np.take_along_axis(np.asarray(allowed), actions[..., None], -1)[..., 0]
         ended = np.asarray(terminated, dtype=bool)
         cut = np.zeros_like(ended) if truncated is None else np.asarray(truncated, dtype=bool)
         good = np.ones_like(ended) if valid is None else np.asarray(valid, dtype=bool)
-        for name, x in (("rewards", rewards), ("terminated", ended), ("logprobs", logprobs), ("valid", good)):
-            if np.asarray(x).shape != (s, n):
+        for name, x in (
+            ("rewards", rewards),
+            ("terminated", ended),
+            ("truncated", cut),
+            ("logprobs", logprobs),
+            ("valid", good),
+            ("tokens", ids),
+            ("values", values),
+            ("ref_logprobs", ref_logprobs),
+            ("no_eos", no_eos),
+            ("final_values", final_values),
+        ):
+            if x is not None and np.asarray(x).shape != (s, n):
                 raise ValueError(
                     f"from_steps expected {name} of the actions' shape {(s, n)}, got {np.asarray(x).shape}"
                 )
+        if last_values is not None and np.asarray(last_values).shape != (n,):
+            raise ValueError(f"from_steps expected last_values of shape {(n,)}, got {np.asarray(last_values).shape}")
         if len(observations) != s:
             raise ValueError(f"from_steps expected {s} observations, one a step, got {len(observations)}")
         spans: list[tuple[int, int, int, str]] = []  # row, first step, step after the last, reason
@@ -187,11 +206,13 @@ class Rollout:
             return pad_rows([whole[a:b, i] for i, a, b, _ in spans], mask.shape[1])
 
         bootstrap = torch.zeros(len(spans))
-        if last_values is not None:
-            after = torch.as_tensor(np.asarray(last_values)).float()
-            for j, (i, _, b, reason) in enumerate(spans):
-                if reason == "cut" and b == s:
-                    bootstrap[j] = after[i]
+        for j, (i, _, b, reason) in enumerate(spans):
+            if reason != "cut":
+                continue
+            if cut[b - 1, i]:  # the observation after it is that of the next episode
+                bootstrap[j] = 0.0 if final_values is None else float(np.asarray(final_values)[b - 1, i])
+            elif last_values is not None:
+                bootstrap[j] = float(np.asarray(last_values)[i])
         logp, paid = rows(logprobs), rows(rewards)
         assert logp is not None and paid is not None
         return cls(
@@ -204,5 +225,6 @@ class Rollout:
             ref_logprobs=rows(ref_logprobs),
             bootstrap=bootstrap,
             allowed=rows(allowed, torch.long),
+            no_eos=rows(no_eos, torch.bool),
             finish_reasons=[reason for *_, reason in spans],
         )
