@@ -174,7 +174,7 @@ def endpoint(
         return _greedy(language, objective)
     field = Field(language, objective)
     policy = language.table().ref_probs.copy()
-    step, smallest, iterations = 1.0, np.inf, 0
+    step, smallest, stalls, iterations = 1.0, np.inf, 0, 0
     while iterations < max_iterations:
         iterations += 1
         change = field.sweep(policy) - policy
@@ -182,8 +182,11 @@ def endpoint(
         size = float(np.abs(change).max())
         if size < 1e-13:
             break
-        if iterations % 20 == 0:  # where the loop goes round in a circle, shorter steps settle it
-            step = step if size < 0.5 * smallest else max(0.5 * step, 1 / 32)
+        if iterations % 20 == 0:
+            if size > 0.9 * smallest:  # going round in a circle: shorter steps settle it, unless sampling is the cause
+                step, stalls = max(0.5 * step, 1 / 32), stalls + 1
+                if stalls == 10:
+                    break
             smallest = min(smallest, size)
     residual = field.residual(policy)
     return Endpoint(objective, policy, evaluate(language, policy, kl_coef), residual < tolerance, residual, iterations)

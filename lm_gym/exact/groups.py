@@ -7,7 +7,9 @@ policy's score distribution. Training follows E[w(R)·∇log π], which is why t
 
 from __future__ import annotations
 
-from math import comb, lgamma
+from functools import lru_cache
+from itertools import combinations_with_replacement
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,33 +46,29 @@ def group_advantage(scores: FloatArray, probs: FloatArray, group_size: int, ddof
     out = np.empty(len(scores))
     for k, r in enumerate(scores):
         mean = (sums + r) / group_size
-        variance = np.maximum(squares + r * r - group_size * mean**2, 0.0) / (group_size - ddof)
+        variance = squares + r * r - group_size * mean**2
         # rounding leaves 1e-16 where all scores are equal, and its root would be felt beside eps
-        std = np.sqrt(np.where(variance > 1e-13 * (1 + r * r), variance, 0.0))
-        out[k] = np.sum(weights * (r - mean) / (std + eps))
+        variance[variance < 1e-13 * (1 + r * r)] = 0.0
+        out[k] = np.sum(weights * (r - mean) / (np.sqrt(variance / (group_size - ddof)) + eps))
     return out
 
 
 def _by_multisets(scores: FloatArray, probs: FloatArray, others: int) -> tuple[FloatArray, FloatArray, FloatArray]:
     """(M,) sum, sum of squares and probability of every multiset of `others` draws."""
-    counts = _compositions(others, len(scores))
-    log_ways = np.array([lgamma(c + 1) for c in range(others + 1)])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(counts > 0, counts * np.log(probs), 0.0).sum(axis=1)
-    weights = np.exp(logs + log_ways[others] - log_ways[counts].sum(axis=1))
-    return counts @ scores, counts @ scores**2, weights
+    draws, orders = _multisets(len(scores), others)
+    drawn = scores[draws]
+    return drawn.sum(axis=1), (drawn**2).sum(axis=1), orders * probs[draws].prod(axis=1)
 
 
-def _compositions(total: int, parts: int) -> IntArray:
-    """(M, parts) all ways to write `total` as an ordered sum of `parts` counts."""
-    rows = np.zeros((1, 0), dtype=np.int64)
-    left = np.array([total], dtype=np.int64)
-    for _ in range(parts - 1):
-        repeat = left + 1
-        take = np.concatenate([np.arange(n) for n in repeat])
-        rows = np.concatenate([np.repeat(rows, repeat, axis=0), take[:, None]], axis=1)
-        left = np.repeat(left, repeat) - take
-    return np.concatenate([rows, left[:, None]], axis=1)
+@lru_cache(maxsize=8)
+def _multisets(kinds: int, size: int) -> tuple[IntArray, FloatArray]:
+    """(M, size) every multiset of `size` out of `kinds`, sorted, and (M,) in how many orders it can be drawn."""
+    draws = np.array(list(combinations_with_replacement(range(kinds), size)), dtype=np.int64)
+    orders, run = np.ones(len(draws)), np.ones(len(draws))
+    for i in range(1, size):  # size!/Π count!, one draw at a time
+        run = np.where(draws[:, i] == draws[:, i - 1], run + 1, 1)
+        orders *= (i + 1) / run
+    return draws, orders
 
 
 def _lattice(scores: FloatArray) -> tuple[IntArray, float, float] | None:
