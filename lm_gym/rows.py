@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
+from lm_gym.fast_step import fast_step
+
 if TYPE_CHECKING:
     from lm_gym.models import TransformersLM
 
@@ -78,9 +80,14 @@ class ColumnCache(Cache):
 
 
 class AttentionRows(Rows):
-    """Rows of a ``transformers`` model over one :class:`ColumnCache`."""
+    """Rows of a ``transformers`` model over one :class:`ColumnCache`.
 
-    def __init__(self, lm: TransformersLM, n: int, capacity: int) -> None:
+    Args:
+        lm: the model, whose weights do not change while the rows live. n: rows. capacity: longest text in tokens.
+        fast: decode with :func:`lm_gym.fast_step.fast_step` where it knows the model (the same numbers up to rounding).
+    """
+
+    def __init__(self, lm: TransformersLM, n: int, capacity: int, *, fast: bool = True) -> None:
         if capacity > lm.max_positions:
             raise ValueError(
                 f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens, got prompts and max_new_tokens of "
@@ -92,6 +99,7 @@ class AttentionRows(Rows):
         if kind not in ("sdpa", "eager"):
             raise ValueError(f"model {lm.name!r} expected sdpa or eager attention, got {kind!r}: load it with 'sdpa'")
         self.additive_mask = kind == "eager"
+        self.fast = fast_step(self.base) if fast else None
         # room to walk before the live columns must move to the front; more room costs nothing, dead columns are cut off
         self.cache = ColumnCache(n, 2 * capacity + 32)
         self.lengths = torch.zeros(n, dtype=torch.long, device=lm.device)
@@ -147,18 +155,22 @@ class AttentionRows(Rows):
         cache.start = cache.column - longest
         self.visible[:, cache.column] = True
         mask = self.visible[:, None, None, cache.start : cache.column + 1]
-        if self.additive_mask:
+        if self.additive_mask or self.fast is not None:
             mask = torch.zeros_like(mask, dtype=self.base.dtype).masked_fill(~mask, torch.finfo(self.base.dtype).min)
-        out = self.base(
-            input_ids=tokens[:, None],
-            attention_mask=mask,
-            position_ids=self.lengths[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
+        if self.fast is not None and cache.keys:
+            hidden = self.fast(tokens, self.lengths, mask, cache)
+        else:
+            out = self.base(
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=self.lengths[:, None],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            hidden = out.last_hidden_state[:, -1]
         cache.column += 1
         self.lengths += 1
-        return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+        return hidden
 
     def keep(self, rows: Sequence[int]) -> None:
         where = torch.tensor(list(rows), dtype=torch.long, device=self.lm.device)

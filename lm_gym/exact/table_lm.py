@@ -30,7 +30,7 @@ class TableLM(CausalLM):
         self.input_size = table.n_tokens + table.n_prompts
         self.hidden_bound, self.eos_ids, self.pad_id = 1.0, (0,), 0
         self.max_positions = language.horizon + 1
-        self.learning_rate = 0.03
+        self.learning_rate = 0.02
         self.name = repr(language)
         # an ended text has no state; what follows it is masked, and state 0 is as good as any
         self.register_buffer("next_state", torch.tensor(table.next_state).clamp(min=0))
