@@ -1,0 +1,141 @@
+"""Texts before and after training on prompts that were not trained on: drawn, judged, printed and written."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lm_gym.prompts import Prompt
+from lm_gym.runinfo import write_atomically
+
+if TYPE_CHECKING:
+    from lm_gym.models import CausalLM
+
+EVAL_SEED = 12345
+"""Of the draws of an evaluation: the same for every run, so that runs differ by their policy alone."""
+MOST_HELD_OUT = 512
+TEXTS_SHOWN = 6
+DECODED_AT_ONCE = 256
+
+NUMBERS = (
+    ("reward", "objective/scores", ".3f"),
+    ("KL to the reference, nats a text", "objective/kl", ".2f"),
+    ("reward − β·KL", "objective/j", ".3f"),
+    ("length, tokens", "length/mean", ".1f"),
+    ("share that ends", "length/ended_share", ".0%"),
+    ("distinct-1", "text/distinct_1", ".3f"),
+    ("distinct-2", "text/distinct_2", ".3f"),
+)
+"""Rows of the printed table: what, metric, format."""
+
+
+@dataclass
+class Drawn:
+    """Texts of one policy, one a prompt, with what is measured on them."""
+
+    prompts: list[Prompt]
+    texts: list[str]
+    scores: list[float]
+    kls: list[float]
+    """Nats a text: log π − log π_ref of its tokens."""
+    metrics: dict[str, float]
+
+
+def split_prompts(prompts: Sequence[Prompt], held_out: Sequence[Prompt] | None) -> tuple[list[Prompt], list[Prompt]]:
+    """(train, test) with no text in both.
+
+    Args:
+        prompts: all that there are to train on.
+        held_out: what to evaluate on; None: the last tenth of the different prompts, at least 1 and at most 512.
+
+    Returns:
+        Prompts whose text is held out are taken from training. Where none would be left, all of them stay, and the
+        evaluation is on training prompts.
+    """
+    if held_out is None:
+        texts = list(dict.fromkeys(p.text for p in prompts))
+        count = min(MOST_HELD_OUT, max(1, round(len(texts) / 10)))
+        last = set(texts[-count:])
+        found = {p.text: p for p in reversed(prompts) if p.text in last}
+        held_out = [found[text] for text in texts[-count:]]
+    tested = {p.text for p in held_out}
+    train = [p for p in prompts if p.text not in tested]
+    return (train or list(prompts)), list(held_out)
+
+
+def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
+    """``n`` prompts at equal distances; where there are fewer, each several times."""
+    return [prompts[i * len(prompts) // n] for i in range(n)]
+
+
+def draw(agent: Any, lm: CausalLM, prompts: Sequence[Prompt]) -> Drawn:
+    """One text of `lm` for each prompt, judged as the agent's problem does; the same draws in every call."""
+    import numpy as np
+
+    from lm_gym.agent import distinct
+    from lm_gym.decoding import Engine
+    from lm_gym.rollout import Rollout
+
+    mdp = agent.mdp
+    records = list(prompts)
+    engine = Engine(lm, guide=mdp.reference, seed=EVAL_SEED, keep_hidden=True)
+    params = replace(mdp.generation_params, rows=DECODED_AT_ONCE)
+    completions = engine.generate([p.token_ids for p in records], params)
+    for completion, record in zip(completions, records, strict=True):
+        completion.prompt = record
+    scored = mdp.score(completions, kl_coef=agent.kl_coef, hidden=True, trainer_state=agent.state)
+    rollout = Rollout.from_completions(completions, scored, pad_id=lm.pad_id, min_new_tokens=mdp.min_new_tokens)
+    k1 = ((rollout.logprobs - scored.ref_logprobs) * rollout.response_mask).sum(-1)
+    metrics = {
+        "objective/scores": float(scored.scores.mean()),
+        "objective/scores_sem": float(scored.scores.std() / math.sqrt(len(records))) if len(records) > 1 else 0.0,
+        "objective/kl": float(k1.mean()),
+        "length/mean": float(rollout.lengths.float().mean()),
+        "length/ended_share": float(np.mean([c.finish_reason in ("eos", "stop") for c in completions])),
+        "text/distinct_1": distinct(rollout, 1),
+        "text/distinct_2": distinct(rollout, 2),
+    }
+    if lm is agent.policy.lm:  # of this one the whole distributions are at hand: less variance
+        metrics["objective/kl"] = agent.describe(rollout)["objective/kl"]
+    metrics["objective/j"] = metrics["objective/scores"] - agent.kl_coef * metrics["objective/kl"]
+    return Drawn(records, scored.texts, scored.scores.tolist(), k1.tolist(), metrics)
+
+
+def pair_rows(before: Drawn, after: Drawn) -> list[dict[str, Any]]:
+    """Rows of samples_before_after.jsonl, as :func:`lm_gym.report.write_report` takes them."""
+    rows = zip(before.prompts, before.texts, before.scores, after.texts, after.scores, after.kls, strict=True)
+    return [
+        {"prompt": p.text, "before": old, "after": new, "score_before": was, "score_after": now, "kl": kl}
+        for p, old, was, new, now, kl in rows
+    ]
+
+
+def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def print_evaluation(before: Drawn, after: Drawn, rows: Sequence[Mapping[str, Any]], *, what: str) -> None:
+    """The first texts side by side, then the numbers of all of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from lm_gym.terminal import print_before_after
+
+    console = Console()
+    console.print(f"\n{len(rows)} texts before and after, on {what}; the first {min(TEXTS_SHOWN, len(rows))}:")
+    print_before_after(rows[:TEXTS_SHOWN], console)
+    table = Table(title=f"means of {len(rows)} texts", title_justify="left")
+    for heading in ("", "before", "after"):
+        table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
+    for label, key, form in NUMBERS:
+        cells = [format(round(drawn.metrics[key], 4) + 0.0, form) for drawn in (before, after)]  # never -0.00
+        if key == "objective/scores":
+            cells = [
+                f"{c} ± {d.metrics['objective/scores_sem']:.3f}" for c, d in zip(cells, (before, after), strict=True)
+            ]
+        table.add_row(label, *cells)
+    console.print(table)

@@ -1,0 +1,222 @@
+"""`lm-gym train`: from options to a run's folder with metrics, checkpoints, texts before and after, and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lm_gym.cli_errors import Failed, Interrupt, Refused, refusing, say
+from lm_gym.cli_options import NOT_IN_FILES, TrainOptions
+from lm_gym.runinfo import plain
+
+STOPPED = 130
+"""Exit code after Ctrl-C, as of any program that SIGINT ends."""
+RUN_FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "checkpoints")
+ASKED = "Ctrl-C: this update is finished and saved first (Ctrl-C again stops at once)"
+
+
+def train(options: TrainOptions, *, preset: str | None = None) -> int:
+    """Train, evaluate, report. Returns the exit code: 0, or 130 where Ctrl-C stopped it.
+
+    Args:
+        preset: a name for ``run.preset`` in config.yaml, which tells a run of this command from a user's own; with one
+            the configuration is not printed.
+
+    Raises:
+        Refused: an option that the user can put right. Failed: a reward model that raised, numbers that blew up.
+    """
+    from lm_gym.rewards import RewardModelError
+
+    with refusing():
+        out = run_folder(options)
+        agent, held_out, where = make_agent(options, out)
+    config = resolved(options, held_out=where)
+    provenance: dict[str, Any] = agent.run_info()
+    if preset is not None:
+        provenance["preset"] = preset
+    else:
+        print_config(config | {"agent": {"name": options.agent_name, **plain(options.agent)}}, out)
+    stopped = _learn(agent, options, out, config | {"run": provenance})
+    last = out / "checkpoints" / f"step-{agent.updates}"
+    if stopped:
+        say(f"stopped after update {agent.updates}, {agent.tokens} tokens; saved {last}")
+    try:
+        if options.run.eval_texts:
+            _evaluate(agent, options, out, held_out, where)
+    except KeyboardInterrupt:
+        say("the evaluation is left out")
+        stopped = True
+    except RewardModelError as error:
+        raise Failed(f"{error}\nthe evaluation is left out; last checkpoint: {last}") from error
+    from lm_gym.report import write_report
+
+    print(f"report      {write_report(out)}")
+    print(f"checkpoint  {last}")
+    if stopped:
+        print(f"go on with  lm-gym train {options.agent_name} --resume --out {out}")
+    print(f'try it with lm-gym sample --model {out} --prompt "..."')
+    return STOPPED if stopped else 0
+
+
+def run_folder(options: TrainOptions) -> Path:
+    """The run's folder: as asked for, or a new one named by date and time."""
+    if options.run.out is None:
+        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_name}"
+    out = Path(options.run.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out expected a folder, and {out} is a file")
+    used = [name for name in RUN_FILES if (out / name).exists()]
+    if used and not options.run.resume:
+        raise ValueError(
+            f"{out} already holds a run ({', '.join(used)}): choose another --out, or go on with it by --resume"
+        )
+    return out
+
+
+def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
+    """The agent on its problem, the prompts held out for the evaluation, and what these are, in words."""
+    import gymnasium
+    import torch
+
+    from lm_gym.cli_evaluate import split_prompts
+    from lm_gym.mdp import AlignmentMDP
+    from lm_gym.models import load_model
+    from lm_gym.prompts import load_prompts
+
+    run, problem = options.run, options.problem
+    _check_run(options)
+    if run.threads is not None:
+        torch.set_num_threads(run.threads)
+    given = problem.model if problem.reference is None else problem.reference
+    lm = load_model(
+        given,
+        tokenizer=problem.tokenizer,
+        device=problem.device,
+        dtype=problem.dtype,
+        what="model" if problem.reference is None else "reference",
+    )
+    room = lm.max_positions - problem.max_new_tokens
+    limit = room if problem.max_prompt_tokens is None else min(room, problem.max_prompt_tokens)
+
+    def prompts_of(source: str) -> list[Any]:
+        return load_prompts(source, lm.tokenizer, max_tokens=max(1, limit))
+
+    source, found = _eval_source(options), prompts_of(problem.prompts)
+    train_prompts, held_out = split_prompts(found, None if source is None else prompts_of(source))
+    where = source or f"the last {len(held_out)} different prompts of {problem.prompts}, which are not trained on"
+    if len(train_prompts) == len(found) and {p.text for p in held_out} & {p.text for p in found}:
+        say("note: every prompt is also one to evaluate on, so the evaluation is on training prompts")
+        where = "training prompts"
+    elif source is not None and len(train_prompts) < len(found):
+        say(f"note: {len(found) - len(train_prompts)} of {len(found)} prompts are in {source} too: not trained on")
+    arguments = dataclasses.asdict(problem) | {"prompts": train_prompts}
+    arguments["model" if problem.reference is None else "reference"] = lm
+    env = gymnasium.make("LMAlign-v0", mdp=AlignmentMDP(**arguments))
+    fields = dataclasses.asdict(options.agent)
+    if not run.resume:
+        return options.agent_class(env, **fields), held_out, where
+    agent = options.agent_class.load(out, env, **fields)
+    agent.kl_coef = agent.kl_coef if _adapted(agent) else problem.kl_coef
+    return agent, held_out, where
+
+
+def _adapted(agent: Any) -> bool:
+    """Whether the coefficient is steered while training, so that the checkpoint's is the one in force."""
+    return getattr(agent.config, "kl_target", None) is not None
+
+
+def _check_run(options: TrainOptions) -> None:
+    run = options.run
+    for name, value, low in (
+        ("total_tokens", run.total_tokens, 1),
+        ("eval_texts", run.eval_texts, 0),
+        ("save_every", run.save_every, 1),
+        ("threads", run.threads, 1),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"{name} expected at least {low}, got {value}")
+    from lm_gym.tracking import TRACKERS
+
+    for tracker in run.trackers:
+        if tracker not in TRACKERS:
+            raise ValueError(f"trackers expected some of {', '.join(TRACKERS)}, got {tracker!r}")
+
+
+def _eval_source(options: TrainOptions) -> str | None:
+    """The source of evaluation prompts; None: a part of the training source."""
+    if options.run.eval_prompts is not None:
+        return options.run.eval_prompts
+    parts = options.problem.prompts.split(":")
+    if parts[0] == "tiny" and parts[2:] in ([], ["train"]):
+        return ":".join([parts[0], *(parts[1:2] or ["reviews"]), "test"])
+    return None
+
+
+def resolved(options: TrainOptions, *, held_out: str) -> dict[str, Any]:
+    """What config.yaml holds beside the sections `agent` and `run`; --config takes it back."""
+    run = {k: v for k, v in dataclasses.asdict(options.run).items() if k not in NOT_IN_FILES}
+    run["eval_prompts"] = _eval_source(options)
+    config: dict[str, Any] = plain(dataclasses.asdict(options.problem) | run)
+    return config
+
+
+def print_config(config: Mapping[str, Any], out: Path) -> None:
+    """The resolved configuration, as it goes into config.yaml."""
+    import yaml
+
+    print(f"# {out / 'config.yaml'}")
+    print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120), flush=True)
+
+
+def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any]) -> bool:
+    """Train until done or Ctrl-C; whether it was stopped."""
+    from lm_gym.rewards import RewardModelError
+
+    run = options.run
+    if run.resume and agent.tokens >= run.total_tokens:
+        raise Refused(
+            f"{out} has its {agent.tokens} tokens already: raise --total-tokens (now {run.total_tokens}) to go on"
+        )
+    with Interrupt(ASKED) as interrupt:
+        try:
+            agent.learn(
+                run.total_tokens,
+                out=out,
+                trackers=run.trackers,
+                progress=True,
+                save_every=run.save_every,
+                resume=run.resume,
+                run_config=config,
+                callback=lambda _agent, _metrics: not interrupt.asked,
+            )
+        except (RewardModelError, FloatingPointError, OSError) as error:
+            raise Failed(f"{error}\n{_kept(out)}") from error
+        except ImportError as error:  # a tracker without its extra
+            raise Refused(str(error)) from error
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_kept(out)) from None
+    return interrupt.asked
+
+
+def _kept(out: Path) -> str:
+    """What is left of a run that broke off."""
+    from lm_gym.checkpoints import latest
+
+    try:
+        return f"last checkpoint: {latest(out)} (go on from it with --resume --out {out})"
+    except ValueError:
+        return f"no checkpoint was saved yet in {out} (--save-every says how often that happens)"
+
+
+def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
+    from lm_gym.cli_evaluate import draw, pair_rows, print_evaluation, spread, write_pairs
+
+    prompts = spread(held_out, options.run.eval_texts)
+    before = draw(agent, agent.mdp.initial_policy(), prompts)
+    after = draw(agent, agent.policy.lm, prompts)
+    rows = pair_rows(before, after)
+    write_pairs(out / "samples_before_after.jsonl", rows)
+    print_evaluation(before, after, rows, what=where)

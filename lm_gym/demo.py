@@ -1,0 +1,88 @@
+"""`lm-gym demo`: `tiny` learns to write good reviews, in a minute or two on a laptop's CPU."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lm_gym.cli_errors import refusing
+from lm_gym.cli_options import ProblemOptions, RunOptions, TrainOptions, load_agent
+
+PRESET = "demo"
+
+PROBLEM: dict[str, Any] = {"kl_coef": 0.05, "max_new_tokens": 32}
+AGENT: dict[str, Any] = {}
+
+
+@dataclass
+class Demo:
+    """Align tiny to positive reviews in under 3 minutes on 2 cores, and show it: the main job in small."""
+
+    out: str = "runs/demo"
+    """The run's folder. An earlier demo in it is replaced; anything else is refused."""
+    total_tokens: int = 100_000
+    """Tokens to train on."""
+    seed: int = 0
+    """Of every draw."""
+    threads: int = 2
+    """Threads of torch."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+
+def demo(options: Demo) -> int:
+    """Run the demo; returns the exit code of the training."""
+    from lm_gym.cli_train import train
+
+    started = time.monotonic()
+    out = Path(options.out)
+    with refusing():
+        replaced = make_room(out)
+        agent_class = load_agent("ppo")
+        agent = agent_class.config_class(**AGENT, seed=options.seed)
+    problem = ProblemOptions(**PROBLEM)
+    print(
+        "LM Gym demo: the language model `tiny` continues reviews, VADER scores how positive they are, and PPO raises\n"
+        f"the score at a price of {problem.kl_coef} a nat of KL from the untrained model."
+    )
+    if replaced:
+        print(f"(the earlier demo in {out} is replaced)")
+    run = RunOptions(
+        total_tokens=options.total_tokens,
+        out=options.out,
+        threads=options.threads,
+        save_every=None,
+        debug=options.debug,
+    )
+    code = train(TrainOptions(agent_class, "ppo", problem, agent, run), preset=PRESET)
+    print(f"took        {time.monotonic() - started:.0f} s")
+    return code
+
+
+def make_room(out: Path) -> bool:
+    """Remove an earlier demo from `out`; whether there was one.
+
+    Raises:
+        ValueError: something else is in the folder.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    if not _is_demo(out):
+        raise ValueError(f"{out} holds something that is no earlier demo: choose another --out, or move it away")
+    shutil.rmtree(out)
+    return True
+
+
+def _is_demo(out: Path) -> bool:
+    from lm_gym.runinfo import read_config
+
+    if not (out / "config.yaml").is_file():
+        return False
+    try:
+        run = read_config(out / "config.yaml").get("run")
+    except (ValueError, OSError):
+        return False
+    return isinstance(run, dict) and run.get("preset") == PRESET
