@@ -1,0 +1,97 @@
+"""Returns and advantages against arrays written by hand."""
+
+import pytest
+import torch
+
+from lm_gym.advantages import explained_variance, gae, masked_mean, whiten
+
+REWARDS = torch.tensor([[1.0, 2.0, 4.0, 9.0], [3.0, 9.0, 9.0, 9.0]])  # 9 stands behind the end: it must not count
+VALUES = torch.tensor([[0.5, 1.0, -1.0, 9.0], [2.0, 9.0, 9.0, 9.0]])
+MASK = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+
+
+def test_gae_by_hand() -> None:
+    """γ = .5, λ = .25: δ = (1 + .5·1 − .5, 2 + .5·(−1) − 1, 4 − (−1)) = (1, .5, 5), and γλ = 1/8."""
+    advantages, returns = gae(REWARDS, VALUES, MASK, gamma=0.5, lam=0.25)
+    a2, a1 = 5.0, 0.5 + 5.0 / 8
+    a0 = 1.0 + a1 / 8
+    torch.testing.assert_close(advantages, torch.tensor([[a0, a1, a2, 0.0], [1.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(returns, torch.tensor([[a0 + 0.5, a1 + 1.0, a2 - 1.0, 0.0], [3.0, 0.0, 0.0, 0.0]]))
+
+
+def test_lambda_1_is_the_return_less_the_value() -> None:
+    advantages, returns = gae(REWARDS, VALUES, MASK, gamma=1.0, lam=1.0)
+    torch.testing.assert_close(returns, torch.tensor([[7.0, 6.0, 4.0, 0.0], [3.0, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(advantages, (returns - VALUES) * MASK)
+
+
+def test_lambda_0_is_the_one_step_error() -> None:
+    advantages, _ = gae(REWARDS, VALUES, MASK, gamma=1.0, lam=0.0)
+    torch.testing.assert_close(advantages, torch.tensor([[1.5, 0.0, 5.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.95, 1.0])
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_gae_is_the_double_sum(gamma: float, lam: float) -> None:
+    """A_t = Σ_l (γλ)^l δ_{t+l}, summed as it is written, for random texts of random lengths."""
+    g = torch.Generator().manual_seed(0)
+    rewards, values = torch.randn(5, 9, generator=g).double(), torch.randn(5, 9, generator=g).double()
+    lengths, bootstrap = torch.tensor([9, 1, 4, 6, 8]), torch.randn(5, generator=g).double()
+    mask = torch.arange(9)[None] < lengths[:, None]
+    advantages, returns = gae(rewards, values, mask, gamma=gamma, lam=lam, bootstrap=bootstrap)
+    for i, n in enumerate(lengths.tolist()):
+        v = [*values[i, :n].tolist(), float(bootstrap[i])]
+        delta = [float(rewards[i, t]) + gamma * v[t + 1] - v[t] for t in range(n)]
+        for t in range(n):
+            want = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, n))
+            assert float(advantages[i, t]) == pytest.approx(want, abs=1e-12)
+            assert float(returns[i, t]) == pytest.approx(want + v[t], abs=1e-12)
+        assert not advantages[i, n:].any() and not returns[i, n:].any()
+
+
+def test_a_text_cut_off_bootstraps_and_one_that_ended_does_not() -> None:
+    ended, _ = gae(REWARDS, VALUES, MASK, lam=1.0)
+    cut, returns = gae(REWARDS, VALUES, MASK, gamma=0.5, lam=1.0, bootstrap=torch.tensor([8.0, 0.0]))
+    plain, _ = gae(REWARDS, VALUES, MASK, gamma=0.5, lam=1.0)
+    torch.testing.assert_close(cut[0] - plain[0], torch.tensor([1.0, 2.0, 4.0, 0.0]))  # 8·γ^3, 8·γ², 8·γ
+    torch.testing.assert_close(cut[1], plain[1])
+    assert float(returns[0, 2]) == 4.0 + 0.5 * 8.0 and float(ended[1, 0]) == 1.0
+
+
+def test_what_stands_behind_the_end_changes_nothing() -> None:
+    noisy_r, noisy_v = REWARDS.clone(), VALUES.clone()
+    noisy_r[~MASK], noisy_v[~MASK] = float("nan"), float("inf")
+    for one, other in zip(gae(REWARDS, VALUES, MASK), gae(noisy_r, noisy_v, MASK), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_shapes_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 4\), \(2, 3\), \(2, 4\)"):
+        gae(REWARDS, VALUES[:, :3], MASK)
+
+
+def test_whitening_with_and_without_the_mean() -> None:
+    x = torch.tensor([[1.0, 3.0, 99.0], [5.0, 99.0, 99.0]])
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    std = (8.0 / 3.0) ** 0.5  # of 1, 3, 5 (population)
+    torch.testing.assert_close(whiten(x, mask), torch.tensor([[-2.0, 0.0, 0.0], [2.0, 0.0, 0.0]]) / std)
+    kept = whiten(x, mask, shift_mean=False)
+    torch.testing.assert_close(kept, torch.tensor([[-2 / std + 3, 3.0, 0.0], [2 / std + 3, 0.0, 0.0]]))
+    assert float(masked_mean(kept, mask)) == pytest.approx(3.0)
+    assert float(masked_mean(whiten(x, mask), mask)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_whitening_of_equal_numbers_is_zero_not_nan() -> None:
+    mask = torch.ones(2, 2).bool()
+    assert whiten(torch.full((2, 2), 3.0), mask).abs().max() < 1e-3
+    torch.testing.assert_close(whiten(torch.full((2, 2), 3.0), mask, shift_mean=False), torch.full((2, 2), 3.0))
+
+
+def test_explained_variance() -> None:
+    returns = torch.tensor([[1.0, 2.0, 3.0, 99.0]])
+    mask = torch.tensor([[1, 1, 1, 0]]).bool()
+    assert explained_variance(returns, returns, mask) == pytest.approx(1.0)
+    assert explained_variance(torch.zeros(1, 4), returns, mask) == pytest.approx(0.0)
+    assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # Var(2r) = 4·Var(r)
+    flat = explained_variance(returns, torch.ones(1, 4), mask)
+    assert flat != flat
