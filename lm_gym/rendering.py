@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
 
 from lm_gym.stepping import Outcome, Stepper
@@ -33,39 +34,52 @@ LEGEND = ((0.0, "under 1"), (2.0, "1"), (4.0, "3"), (9.0, "6 nats and more"))
 """Values to show the tints of, and what to write in them."""
 
 
+def printable(text: str) -> str:
+    """The text without control characters: a model that writes an escape byte must not steer the terminal."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) != "Cc" else "·" for c in text)
+
+
 class Console:
-    """Draws the episode in place with rich."""
+    """Draws the episode in place with rich; a finished one stays where it is."""
 
     def __init__(self) -> None:
-        from rich.live import Live
-
-        self.live: Any = Live(auto_refresh=False)
-        self.live.start()
+        self.live: Any = None
 
     def draw(self, stepper: Stepper, last: Outcome | None, nats: list[float]) -> None:
         """Show the episode: ``nats`` holds one number a token so far (see :func:`tint`)."""
-        from rich.text import Text
+        from rich.live import Live
 
-        prompt = stepper.prompts[0]
-        assert prompt is not None
-        text, shown = Text(prompt.text, style="dim"), ""
-        for i, value in enumerate(nats):
-            whole = stepper.lm.decode(stepper.tokens[0][: i + 1])
-            # bytes of an unfinished character decode to a replacement mark, which the next token takes back
-            settled = whole.rstrip("\ufffd")
-            text.append(settled[len(shown) :], style=tint(value))
-            shown = max(shown, settled, key=len)
-        if last is not None and last.ended[0]:
-            text.append(f"\n{last.reasons[0]}, {len(nats)} tokens, score ", style="bold")
-            text.append(f"{last.scores[0]:+.3f}", style="bold green" if last.scores[0] > 0 else "bold red")
-            text.append(f", KL to the reference {sum(nats):.1f} nats" if last.logprobs is not None else "")
-            text.append("\n" + ("KL" if last.logprobs is not None else "surprise") + " of a token:", style="dim")
-            for value, label in LEGEND:
-                text.append(" ").append(label, style=tint(value))
-        self.live.update(text, refresh=True)
-        if last is not None and last.ended[0]:
-            self.live.stop()
+        if self.live is None:
+            self.live = Live(auto_refresh=False)
             self.live.start()
+        self.live.update(_drawn(stepper, last, nats), refresh=True)
+        if last is not None and last.ended[0]:
+            self.close()
 
     def close(self) -> None:
-        self.live.stop()
+        """Leave what is drawn, and give the cursor back."""
+        if self.live is not None:
+            self.live.stop()
+            self.live = None
+
+
+def _drawn(stepper: Stepper, last: Outcome | None, nats: list[float]) -> Any:
+    from rich.text import Text
+
+    prompt = stepper.prompts[0]
+    assert prompt is not None
+    text, shown = Text().append(printable(prompt.text), style="dim"), ""
+    for i, value in enumerate(nats):
+        # bytes of an unfinished character decode to a replacement mark, which the next token takes back
+        settled = stepper.lm.decode(stepper.tokens[0][: i + 1]).rstrip("\ufffd")
+        text.append(printable(settled[len(shown) :]), style=tint(value))
+        shown = max(shown, settled, key=len)
+    if last is not None and last.ended[0]:
+        reported = last.logprobs is not None
+        text.append(f"\n{last.reasons[0]}, {len(nats)} tokens, score ", style="bold")
+        text.append(f"{last.scores[0]:+.3f}", style="bold green" if last.scores[0] > 0 else "bold red")
+        text.append(f", log π/π_ref {sum(nats):+.1f} nats" if reported else f", −log π_ref {sum(nats):.1f} nats")
+        text.append("\nKL of a token:" if reported else "\nsurprise of a token:", style="dim")
+        for value, label in LEGEND:
+            text.append("  ").append(label, style=tint(value))
+    return text
