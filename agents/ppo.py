@@ -97,7 +97,7 @@ class PPOConfig(AgentConfig):
     aggregation: str = "token_mean"
     """"token_mean" over the minibatch, "sequence_mean" (1/length), or "sequence_sum" (sum a text, mean of them)."""
     ratio_tolerance: float = 1e-3
-    """|log ratio| of the first minibatch above which a warning names the worst token (.1 in 16-bit)."""
+    """|log ratio| of the first minibatch above which a warning names the worst token (.5 in 16-bit)."""
 
 
 def policy_loss(
@@ -396,7 +396,7 @@ class PPO(LMAgent):
     def _check_ratio(self, part: Rollout, log_ratio: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> None:
         """The first minibatch is the behaviour policy itself: a ratio other than 1 is a bug or 16-bit rounding."""
         half = self._dtype(self.policy.lm) != torch.float32
-        tolerance = max(self.config.ratio_tolerance, 0.1) if half else self.config.ratio_tolerance
+        tolerance = max(self.config.ratio_tolerance, 0.5) if half else self.config.ratio_tolerance
         if float(log_ratio.abs().max()) <= tolerance:
             return
         i, t = divmod(int(log_ratio.abs().argmax()), log_ratio.shape[1])

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from lm_gym import checkpoints, collect, kl
+from lm_gym.adam import Adam32
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict
 from lm_gym.mdp import AlignmentMDP
@@ -93,7 +94,7 @@ class LMAgent:
             )
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate if c.learning_rate is None else c.learning_rate
-        self.optimizer = torch.optim.AdamW(self.params.values(), lr=self.base_lr, weight_decay=0.0, fused=True)
+        self.optimizer = Adam32(self.params, lr=self.base_lr)
         self.engine = Engine(
             self.policy.lm,
             guide=self.mdp.reference,
@@ -461,7 +462,7 @@ class LMAgent:
             "extra": self.extra_state(),
         }
         tensors: dict[str, dict[str, torch.Tensor]] = {
-            "policy": {**self.params},
+            "policy": self.optimizer.values(),
             "optimizer": checkpoints.optimizer_tensors(self.optimizer, list(self.params)),
             **self.extra_tensors(),
         }
@@ -501,13 +502,10 @@ class LMAgent:
         if set(saved) != set(agent.params):
             odd = sorted(set(saved) ^ set(agent.params))[:3]
             raise ValueError(f"checkpoint {folder} does not fit this agent's parameters: {odd} are on one side only")
-        with torch.no_grad():
-            for key, p in agent.params.items():
-                if p.shape != saved[key].shape:
-                    raise ValueError(
-                        f"checkpoint {folder}: {key} expected {tuple(p.shape)}, got {tuple(saved[key].shape)}"
-                    )
-                p.copy_(saved[key])
+        for key, p in agent.params.items():
+            if p.shape != saved[key].shape:
+                raise ValueError(f"checkpoint {folder}: {key} expected {tuple(p.shape)}, got {tuple(saved[key].shape)}")
+        agent.optimizer.set_values(saved)
         checkpoints.set_optimizer_tensors(agent.optimizer, list(agent.params), groups["optimizer"])
         agent.tokens, agent.episodes, agent.updates = state["tokens"], state["episodes"], state["updates"]
         agent._order = list(state["order"])

@@ -61,7 +61,7 @@ def _weights(*modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
         if inner is not module:
             lora: Any = module
             for name in lora.active_adapters if not lora.disable_adapters else []:
-                weight = weight + lora.get_delta_weight(name).detach()
+                weight = (weight + lora.get_delta_weight(name).detach()).to(weight.dtype)  # adapters are in float32
         rows.append(weight.T if type(inner).__name__ == "Conv1D" else weight)
         biases.append(None if inner.bias is None else inner.bias.detach())
     known = [b for b in biases if b is not None]

@@ -1,0 +1,54 @@
+"""Adam on float32 copies of 16-bit weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Adam32(torch.optim.AdamW):
+    """AdamW without weight decay; a weight in 16 bits is moved as a float32 copy and rounded after every step.
+
+    bfloat16 keeps 8 bits of a number: added to a weight of 1, a step of less than .004 would round to nothing, so a
+    small step size would leave most weights where they are. Float32 weights are moved as they are, without a copy.
+
+    Args:
+        params: weights by name. lr: the step size.
+    """
+
+    def __init__(self, params: Mapping[str, nn.Parameter], lr: float) -> None:
+        self.names, self.weights = list(params), list(params.values())
+        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.weights]
+        super().__init__(self.masters, lr=lr, weight_decay=0.0, fused=True)
+
+    def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
+        return ((p, m) for p, m in zip(self.weights, self.masters, strict=True) if m is not p)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for p, m in self._copies():
+            m.grad = None if p.grad is None else p.grad.float()
+        out = super().step(closure)
+        for p, m in self._copies():
+            p.copy_(m)
+        return out
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for p, _ in self._copies():
+            p.grad = None
+
+    def values(self) -> dict[str, torch.Tensor]:
+        """The weights by name in full precision: what a checkpoint keeps."""
+        return dict(zip(self.names, self.masters, strict=True))
+
+    @torch.no_grad()
+    def set_values(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Put :meth:`values` back."""
+        for name, p, m in zip(self.names, self.weights, self.masters, strict=True):
+            m.copy_(values[name])
+            if m is not p:
+                p.copy_(m)
