@@ -109,7 +109,8 @@ class LMAlignEnv(gym.Env[Any, Any]):
         **problem: Any,
     ) -> None:
         if render_mode is not None and render_mode not in RENDER_MODES:
-            raise ValueError(f"render_mode expected None or one of {RENDER_MODES}, got {render_mode!r}")
+            # a TypeError: Stable-Baselines3's make_vec_env asks for "rgb_array" and takes one for a no
+            raise TypeError(f"render_mode expected None or one of {RENDER_MODES}, got {render_mode!r}")
         check_arguments(problem)
         self.mdp = make_mdp(mdp=mdp, action_mode=action_mode, top_k=top_k, problem=problem)
         self.stepper = Stepper(self.mdp, 1, kl_mode=kl_mode, observation_mode=observation_mode, action_mode=action_mode)
@@ -141,7 +142,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
         return self.stepper.kl_coef
 
     def use_reported_kl(self, kl_coef: float | None = None) -> None:
-        """For agents that know their log-probs: pay the exact penalty from the next reset on, at ``kl_coef``."""
+        """For agents that know their log-probs: from now on pay the exact penalty, at ``kl_coef`` or the problem's."""
         self.stepper.kl_mode = "reported"
         self.stepper.kl_coef = self.mdp.kl_coef if kl_coef is None else kl_coef
 

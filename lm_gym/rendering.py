@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import unicodedata
 from typing import Any
 
@@ -52,6 +53,7 @@ class Console:
         if self.live is None:
             self.live = Live(auto_refresh=False)
             self.live.start()
+            atexit.register(self.close)  # or a program that ends in mid-episode leaves no cursor
         self.live.update(_drawn(stepper, last, nats), refresh=True)
         if last is not None and last.ended[0]:
             self.close()
@@ -61,6 +63,7 @@ class Console:
         if self.live is not None:
             self.live.stop()
             self.live = None
+            atexit.unregister(self.close)
 
 
 def _drawn(stepper: Stepper, last: Outcome | None, nats: list[float]) -> Any:

@@ -27,6 +27,15 @@ class UnicodeText(spaces.Text):
     def contains(self, x: Any) -> bool:
         return isinstance(x, str) and len(x) <= self.max_length
 
+    def character_index(self, char: str) -> np.int32:
+        try:
+            return super().character_index(char)
+        except KeyError:
+            raise ValueError(
+                f"text observations have no numbers to flatten, {char!r} for one: give AsyncVectorEnv "
+                "shared_memory=False, or take observation_mode='tokens'"
+            ) from None
+
     def __repr__(self) -> str:
         return f"UnicodeText({self.max_length})"
 

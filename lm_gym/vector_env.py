@@ -114,7 +114,8 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
     ) -> tuple[Any, dict[str, Any]]:
         """Start new episodes in all rows, or in those of ``options["reset_mask"]`` (N,) bool.
 
-        ``seed`` an int seeds row i with ``seed + i``; a list gives each row its own.
+        ``seed`` an int seeds row i with ``seed + i``; a list gives each row its own. The other options are those of
+        the single environment, for all rows that start; ``prompt_id`` may also be (N,), one for each.
         """
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
@@ -141,7 +142,14 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         return [int(i) for i in np.flatnonzero(mask)]
 
     def _start(self, rows: list[int], options: dict[str, Any] | None = None) -> dict[str, Any]:
-        prompts = [choose_prompt(self.mdp, self.rngs[i], options) for i in rows]
+        options = dict(options or {})
+        ids = options.get("prompt_id")
+        if isinstance(ids, (list, tuple, np.ndarray)):
+            if len(ids) != self.num_envs:
+                raise ValueError(f"options['prompt_id'] expected one number or {self.num_envs}, got {len(ids)}")
+            prompts = [choose_prompt(self.mdp, self.rngs[i], {**options, "prompt_id": ids[i]}) for i in rows]
+        else:
+            prompts = [choose_prompt(self.mdp, self.rngs[i], options) for i in rows]
         self.stepper.start(rows, prompts)
         self.waiting[rows] = False
         info: dict[str, Any] = {}

@@ -148,6 +148,8 @@ def test_the_text_space() -> None:
     assert space.contains("日本é🙂") and space.contains("") and not space.contains("123456") and not space.contains(5)
     assert space == UnicodeText(5) != UnicodeText(6) and space.contains(space.sample())
     assert repr(space) == "UnicodeText(5)"
+    with pytest.raises(ValueError, match="'日' for one: give AsyncVectorEnv shared_memory=False"):
+        gym.spaces.flatten(space, "日本")
 
 
 def test_top_k_actions_are_ordered_contain_an_end_and_stand_for_the_references_likeliest() -> None:
@@ -354,8 +356,23 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
 
 
 def test_a_render_mode_that_is_none() -> None:
-    with pytest.raises(ValueError, match="render_mode expected None or one of .* got 'rgb_array'"):
+    with pytest.raises(TypeError, match="render_mode expected None or one of .* got 'rgb_array'"):
         LMAlignEnv(render_mode="rgb_array")
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode='rgb_array'")  # Gymnasium's, about what Stable-Baselines3 tries first
+@pytest.mark.parametrize("observation_mode", ["tokens", "hidden"])
+def test_stable_baselines3_trains_on_it(observation_mode: str) -> None:
+    from sb3_contrib import MaskablePPO
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    policy = "MultiInputPolicy" if observation_mode == "tokens" else "MlpPolicy"
+    options = {"model": LM, "prompts": PROMPTS, "reward_model": letter_reward, "max_new_tokens": 4}
+    for algorithm, least in ((PPO, 0), (MaskablePPO, 2)):
+        arguments = {**options, "observation_mode": observation_mode, "min_new_tokens": least}
+        env = make_vec_env("LMAlign-v0", n_envs=2, env_kwargs=arguments)
+        algorithm(policy, env, n_steps=16, batch_size=16, gamma=1.0, n_epochs=1, device="cpu").learn(32)
 
 
 def test_a_ready_problem_takes_no_argument_beside_it() -> None:

@@ -382,6 +382,14 @@ def test_a_prompt_of_ones_own_in_one_row() -> None:
     assert options["reset_mask"].any()  # the caller's dict is left alone
 
 
+def test_a_prompt_for_every_row() -> None:
+    env = make_vec()
+    _, info = env.reset(options={"prompt_id": np.arange(N)})
+    assert info["prompt"].tolist() == PROMPTS[:N] and info["prompt_id"].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(ValueError, match="expected one number or 5, got 2"):
+        env.reset(options={"prompt_id": [0, 1]})
+
+
 def test_uses_the_same_class_of_problem_as_the_single_environment() -> None:
     vec = make_vec()
     single = LMAlignEnv(mdp=vec.mdp)
