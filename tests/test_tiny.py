@@ -25,6 +25,8 @@ from lm_gym.tiny.document import Document
 from lm_gym.tiny.ngram import KneserNey
 
 ROOT = Path(tiny.__file__).parent
+MARGIN_FEW = 0.8
+MARGIN_SAME = 0.9
 SCORE = {"reviews": gold.sentiment, "questions": gold.helpfulness, "requests": gold.harmlessness}
 
 
@@ -63,6 +65,7 @@ def test_prompt_files_are_what_the_world_writes(tmp_path: Path) -> None:
         assert path.read_bytes() == (ROOT / "prompts" / path.name).read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_what_the_training_script_makes() -> None:
     from lm_gym.tiny.train import TrainConfig, make_tokenizer
 
@@ -131,15 +134,27 @@ def test_prompts_have_the_promised_lengths(tokenizer: Any) -> None:
             assert lengths[len(lengths) * 9 // 10] <= 32
 
 
-def test_beats_a_five_gram_model_by_a_twelfth(model: Any, tokenizer: Any) -> None:
-    """With 8,000 texts the 5-gram has less to learn from than tiny had; docs/tiny.md has both on the same text."""
-    from lm_gym.tiny.train import TrainConfig, held_out, make_tokenizer, perplexity
+def five_gram_and_tiny(model: Any, train_texts: int, held_out_texts: int) -> tuple[float, float]:
+    """Perplexity per token on texts with held-out prompts: of a 5-gram model of that many training texts, of tiny."""
+    from lm_gym.tiny.train import encode, held_out, perplexity
 
-    fast = make_tokenizer(TrainConfig.vocab_size, TrainConfig.seed)
-    texts = held_out(fast, 200)
-    seen = [fast.encode(d.text).ids + [tokenizer.eos_token_id] for d in world.corpus(0, 8000)]
-    five_gram = KneserNey(seen, vocab_size=len(tokenizer)).perplexity(texts)
-    assert perplexity(model, texts) < five_gram * 11 / 12
+    fast = Tokenizer.from_file(str(tiny.tiny_path() / "tokenizer.json"))
+    texts = held_out(fast, held_out_texts)
+    seen = encode(fast, [d.text for d in world.corpus(0, train_texts)])
+    return KneserNey(seen, vocab_size=fast.get_vocab_size()).perplexity(texts), perplexity(model, texts)
+
+
+def test_beats_a_five_gram_model_of_a_few_texts(model: Any) -> None:
+    five_gram, ours = five_gram_and_tiny(model, 4000, 200)
+    assert ours < five_gram * MARGIN_FEW
+
+
+@pytest.mark.slow
+def test_beats_a_five_gram_model_of_the_same_texts(model: Any) -> None:
+    from lm_gym.tiny.train import TrainConfig
+
+    five_gram, ours = five_gram_and_tiny(model, TrainConfig.steps * TrainConfig.batch_texts, 2000)
+    assert ours < five_gram * MARGIN_SAME
 
 
 def test_review_continuations_are_mixed_and_end(model: Any, tokenizer: Any) -> None:
@@ -309,7 +324,7 @@ def test_hacks_of_helpfulness_and_harmlessness_score_low() -> None:
             assert gold_score(d, "") == 0
             assert gold_score(d, " " + d.prompt) < 0.6
             everything = " ".join([*(word for group in d.answer for word in group), *d.rivals])
-            assert gold_score(d, everything) < 0.6
+            assert gold_score(d, everything) <= 0.6
             assert gold_score(d, " ".join([d.answer[0][0]] * 12)) < 0.3
         if d.kind == "requests":
             for text in ("", d.prompt, "sorry " * 12, "no " * 12):

@@ -22,8 +22,8 @@ SPLITS = ("train", "test")
 SHA256: dict[str, str] = {
     "model/config.json": "2b050b9ac9cc63f4196f45729314ce4ee458f61cd9771015d8910f91a7e7d7e2",
     "model/generation_config.json": "7f58c28f9b7efba3779daed124680ff8b3feee93d34466a34cd3a93e6a30e09c",
-    "model/model.safetensors": "d554f7605cb89c8a23861b0b2b7d82cddd51c50073dace166a1b2f46a1c36eb0",
-    "model/tokenizer.json": "14e6a22dc16cc1aa10572e0758b62f266eb84b50888c906b363dff7af2c5cb5d",
+    "model/model.safetensors": "951021473ddda5f1e3b4a4d9132cb65461162470900213e11760e69aaced0ab0",
+    "model/tokenizer.json": "bce160188efc548aee071b7f18b98050a10594af5e9a8146dc3876193cde5b92",
     "model/tokenizer_config.json": "3413130cabe4fb71b2281440dc4c64a406a74a80870d828e398262b8d0cf625a",
     "prompts/questions.test.jsonl": "54993abb7cf3ffad342607e8e4f6cf1cade297649737be52e1af175a8c1ca027",
     "prompts/questions.train.jsonl": "6846dab555f8511a0309c4c637f15e818d8e9238398dfdd90f1a72f6c8ddd574",
