@@ -18,13 +18,14 @@ import gymnasium
 import pytest
 import yaml
 
-from lm_gym import cli_options, cli_train, doctor, tiny
+from lm_gym import tiny
 from lm_gym.agents.ppo import PPO, PPOConfig
-from lm_gym.cli import main
-from lm_gym.cli_errors import Interrupt, Refused
-from lm_gym.cli_evaluate import split_prompts, spread
-from lm_gym.cli_list import ENVIRONMENTS
-from lm_gym.cli_options import ProblemOptions, parse_train
+from lm_gym.cli import doctor, main, options
+from lm_gym.cli import train as training
+from lm_gym.cli.errors import Interrupt, Refused
+from lm_gym.cli.evaluate import split_prompts, spread
+from lm_gym.cli.listing import ENVIRONMENTS
+from lm_gym.cli.options import ProblemOptions, parse_train
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.prompts import Prompt
 from lm_gym.tracking import read_jsonl
@@ -73,6 +74,12 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
     assert (options.agent.learning_rate, options.agent.epochs, options.agent.seed) == (1e-4, 2, 3)
     assert (options.run.total_tokens, options.agent.kl_coef) == (5, None)
     assert isinstance(options.agent, PPOConfig)
+
+
+def test_file_of_the_examples_is_understood() -> None:
+    path = Path(__file__).parents[1] / "examples" / "ppo_reviews.yaml"
+    options = parse_train("ppo", ["--config", str(path)])
+    assert (options.run.total_tokens, options.agent.learning_rate) == (30_000, 5e-4)
 
 
 @pytest.mark.parametrize(
@@ -322,7 +329,7 @@ def test_spread_takes_equal_distances_or_repeats() -> None:
     ],
 )
 def test_default_source_of_evaluation_prompts(prompts: str, expected: str | None) -> None:
-    assert cli_train._eval_source(parse_train("ppo", ["--prompts", prompts])) == expected
+    assert training._eval_source(parse_train("ppo", ["--prompts", prompts])) == expected
 
 
 def test_file_of_prompts_is_split_and_said_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -357,8 +364,8 @@ def test_agent_of_another_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         def load(self) -> Any:
             return Mine
 
-    monkeypatch.setattr(cli_options, "entry_points", lambda group: [Point()])
-    assert cli_options.agent_names() == ["mine"]
+    monkeypatch.setattr(options, "entry_points", lambda group: [Point()])
+    assert options.agent_names() == ["mine"]
     args = ["train", "mine", "--out", str(tmp_path / "run"), "--total-tokens", "1", "--patience", "4", *SMALL]
     assert main(args) == 0
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["agent"]["patience"] == 4
@@ -431,7 +438,7 @@ def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     text = capsys.readouterr().out
     assert "-> pip install 'datasets>=3.0'" in text
     assert "-> pip install -U 'gymnasium>=1.1'" in text
-    assert "BROKEN  sick         RuntimeError: the check itself" in text
+    assert "BROKEN  sick               RuntimeError: the check itself" in text
     assert "3 broken" in text
 
 

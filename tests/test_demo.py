@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from lm_gym import demo as demo_module
+from lm_gym.cli import demo as demo_module
 from lm_gym.cli import main
 from lm_gym.tracking import read_jsonl
 

@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lm_gym.cli_errors import Failed, Interrupt, Refused, refusing, say
-from lm_gym.cli_options import NOT_IN_FILES, TrainOptions
+from lm_gym.cli.errors import Failed, Interrupt, Refused, refusing, say
+from lm_gym.cli.options import NOT_IN_FILES, TrainOptions
 from lm_gym.runinfo import plain
 
 STOPPED = 130
@@ -81,7 +81,7 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
     import gymnasium
     import torch
 
-    from lm_gym.cli_evaluate import split_prompts
+    from lm_gym.cli.evaluate import split_prompts
     from lm_gym.mdp import AlignmentMDP
     from lm_gym.models import load_model
     from lm_gym.prompts import load_prompts
@@ -212,7 +212,7 @@ def _kept(out: Path) -> str:
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
-    from lm_gym.cli_evaluate import draw, pair_rows, print_evaluation, spread, write_pairs
+    from lm_gym.cli.evaluate import draw, pair_rows, print_evaluation, spread, write_pairs
 
     prompts = spread(held_out, options.run.eval_texts)
     before = draw(agent, agent.mdp.initial_policy(), prompts)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_gym.cli_errors import refusing
-from lm_gym.cli_options import ProblemOptions, RunOptions, TrainOptions, load_agent
+from lm_gym.cli.errors import refusing
+from lm_gym.cli.options import ProblemOptions, RunOptions, TrainOptions, load_agent
 
 PRESET = "demo"
 
@@ -36,7 +36,7 @@ class Demo:
 
 def demo(options: Demo) -> int:
     """Run the demo; returns the exit code of the training."""
-    from lm_gym.cli_train import train
+    from lm_gym.cli.train import train
 
     started = time.monotonic()
     out = Path(options.out)

@@ -53,9 +53,9 @@ def doctor() -> int:
             findings = [Finding(BROKEN, name, f"{type(error).__name__}: {text}", "reinstall: pip install -e .")]
         for found in findings:
             broken += found.state == BROKEN
-            print(f"{found.state:<7} {found.what:<12} {found.detail}")
+            print(f"{found.state:<7} {found.what:<18} {found.detail}")
             if found.todo:
-                print(f"{'':<21}-> {found.todo}")
+                print(f"{'':<27}-> {found.todo}")
     print(f"\n{broken} broken" if broken else "\nnothing is broken")
     return 1 if broken else 0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_gym.cli_options import load_agent
+from lm_gym.cli.errors import Failed
+from lm_gym.cli.options import load_agent
 from lm_gym.runinfo import read_config
 
 if TYPE_CHECKING:
-    from lm_gym.cli import Sample
+    from lm_gym.cli.commands import Sample
     from lm_gym.models import CausalLM
     from lm_gym.prompts import Prompt
 
@@ -22,6 +23,7 @@ def sample(options: Sample) -> int:
 
     Raises:
         ValueError: a model, prompt, reward model or number that cannot be used.
+        Failed: the reward model raised, or returned what is no score.
     """
     from rich.console import Console
     from rich.text import Text
@@ -118,14 +120,17 @@ def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:
 
 
 def _scores(reward_model: Any, records: list[Prompt], texts: list[str], ids: list[list[int]]) -> list[float]:
-    from lm_gym.rewards import score_texts
+    from lm_gym.rewards import RewardModelError, score_texts
 
     keys = dict.fromkeys(key for p in records for key in p.columns)
-    result = score_texts(
-        reward_model,
-        prompts=[p.for_reward for p in records],
-        completions=[p.completion_for_reward(t) for p, t in zip(records, texts, strict=True)],
-        completion_ids=ids,
-        columns={key: [p.columns.get(key) for p in records] for key in keys},
-    )
+    try:
+        result = score_texts(
+            reward_model,
+            prompts=[p.for_reward for p in records],
+            completions=[p.completion_for_reward(t) for p, t in zip(records, texts, strict=True)],
+            completion_ids=ids,
+            columns={key: [p.columns.get(key) for p in records] for key in keys},
+        )
+    except RewardModelError as error:
+        raise Failed(str(error)) from error
     return [float(score) for score in result.scores]

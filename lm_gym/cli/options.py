@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from lm_gym.config_file import read_options
+from lm_gym.cli.config_file import read_options
 
 AGENTS = "lm_gym.agents"
 """Entry-point group: name on the command line -> a subclass of :class:`lm_gym.agent.LMAgent`."""
@@ -141,7 +141,14 @@ def parse_train(name: str, args: Sequence[str]) -> TrainOptions:
     description = f"Train with {name} ({agent_class.__name__}): {_first_line(agent_class)}"
 
     def parse(default: Any) -> Any:
-        return tyro.cli(flags, prog=f"lm-gym train {name}", description=description, args=list(args), default=default)
+        return tyro.cli(
+            flags,
+            prog=f"lm-gym train {name}",
+            description=description,
+            args=list(args),
+            default=default,
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
 
     found = parse(flags())
     path = found.run.config
@@ -164,7 +171,7 @@ def _flags_type(agent_class: Any) -> Any:
     agent.__doc__ = f"The agent: the fields of {agent_class.config_class.__name__}."
     fields = []
     for part, kind in (("run", RunOptions), ("problem", ProblemOptions), ("agent", agent)):
-        fields.append((part, tyro.conf.OmitArgPrefixes[kind], dataclasses.field(default_factory=kind)))
+        fields.append((part, kind, dataclasses.field(default_factory=kind)))
     return dataclasses.make_dataclass("Train", fields)
 
 

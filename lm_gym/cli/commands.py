@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lm_gym.cli_errors import Failed, Refused, plain_warnings, refusing, say
-from lm_gym.cli_options import agent_names, parse_train
-from lm_gym.cli_train import STOPPED
-from lm_gym.demo import Demo
+from lm_gym.cli.demo import Demo
+from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
+from lm_gym.cli.options import agent_names, parse_train
+from lm_gym.cli.train import STOPPED
 
 
 @dataclass
@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: Sequence[str]) -> int:
     """Run a command, with errors as exceptions."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
-        from lm_gym.cli_train import train
+        from lm_gym.cli.train import train
 
         with refusing():
             options = parse_train(args[1], args[2:])
@@ -124,20 +124,20 @@ def run(args: Sequence[str]) -> int:
         args=list(args) or ["--help"],
     )
     if isinstance(command, Demo):
-        from lm_gym.demo import demo
+        from lm_gym.cli.demo import demo
 
         return demo(command)
     if isinstance(command, Sample):
-        from lm_gym.cli_sample import sample
+        from lm_gym.cli.sample import sample
 
         with refusing():
             return sample(command)
     if isinstance(command, Ls):
-        from lm_gym.cli_list import ls
+        from lm_gym.cli.listing import ls
 
         return ls(command.what)
     if isinstance(command, Doctor):
-        from lm_gym.doctor import doctor
+        from lm_gym.cli.doctor import doctor
 
         return doctor()
     raise Refused(f"train expected the name of an agent, one of {', '.join(agent_names())}: lm-gym train ppo --help")
