@@ -1,7 +1,9 @@
 """docs/envs.md says what the code does, and LMAlign-v0 stays what it is."""
 
 import ast
+import hashlib
 import inspect
+import json
 import re
 import warnings
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from gymnasium.utils.env_checker import check_env
+from pin_lmalign_v0 import PINNED, paid
 from stable_baselines3.common.env_checker import check_env as check_sb3
 
 import lm_gym
@@ -79,3 +82,31 @@ def test_the_reference_agent_writes_what_the_reference_would() -> None:
         env.unwrapped.report_logprob(env.stepper.logp[range(32), actions].numpy())
         obs, rewards, *_, info = env.step(actions)
         assert abs(info["reward/kl_penalty"]).max() < 1e-6 and (rewards == info["reward/task"]).all()
+
+
+def test_lmalign_v0_pays_what_it_always_paid() -> None:
+    """20 fixed texts. If this fails, do not write new numbers: what moves them is LMAlign-v1 (docs/envs.md)."""
+    env, texts = gym.make("LMAlign-v0"), json.loads(PINNED.read_text(encoding="utf-8"))
+    assert len(texts) == 20 and {text["finish_reason"] for text in texts} == {"eos", "length"}
+    for text in texts:
+        now = paid({key: text[key] for key in ("prompt_id", "tokens")}, env)
+        assert {**now, "rewards": None, "score": None} == {**text, "rewards": None, "score": None}
+        assert now["score"] == pytest.approx(text["score"], abs=1e-9)
+        assert now["rewards"] == pytest.approx(text["rewards"], abs=1e-4)
+
+
+BYTES = {
+    "model/config.json": "2b050b9ac9cc63f4196f45729314ce4ee458f61cd9771015d8910f91a7e7d7e2",
+    "model/generation_config.json": "7f58c28f9b7efba3779daed124680ff8b3feee93d34466a34cd3a93e6a30e09c",
+    "model/model.safetensors": "951021473ddda5f1e3b4a4d9132cb65461162470900213e11760e69aaced0ab0",
+    "model/tokenizer.json": "bce160188efc548aee071b7f18b98050a10594af5e9a8146dc3876193cde5b92",
+    "model/tokenizer_config.json": "3413130cabe4fb71b2281440dc4c64a406a74a80870d828e398262b8d0cf625a",
+    "prompts/reviews.train.jsonl": "940852388c0e2e4caf4e7726fd64177f2c04db424418cd18bb2fed378aa59861",
+}
+"""sha256 of the files that LMAlign-v0 reads where no argument says otherwise."""
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_the_bytes_that_lmalign_v0_reads(name: str) -> None:
+    data = (lm_gym.tiny.tiny_path().parent / name).read_bytes()
+    assert hashlib.sha256(data).hexdigest() == BYTES[name], "what moves them is LMAlign-v1"
