@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -125,3 +126,14 @@ def play(env: Any, episodes: int, *, seed: int = 0) -> list[Episode]:
         if len(done) < episodes:
             _, info = env.reset()
     return done
+
+
+def small_env(**options: Any) -> gym.Env[Any, Any]:
+    """LMAlign-v0 on a random model."""
+    arguments = {"prompts": PROMPTS, "reward_model": letter_reward, "max_new_tokens": 8, "kl_coef": 0.3, **options}
+    arguments.setdefault("model", SHARED)
+    return gym.make("LMAlign-v0", **arguments)
+
+
+SHARED = small_lm("gqa")
+"""A model that tests leave as it is."""

@@ -1,7 +1,5 @@
 """LMAlign-v0, one text at a time: the contract with Gymnasium, the checkers, and what each argument does."""
 
-import gc
-import json
 import warnings
 from typing import Any
 
@@ -9,27 +7,19 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import ClipReward, NormalizeReward, RecordEpisodeStatistics, TimeAwareObservation
-from small_models import PROMPTS, letter_reward, play, small_lm, small_mdp, tokenizer
+from small_models import PROMPTS, SHARED, letter_reward, play, small_lm, small_mdp
+from small_models import small_env as make
 
 import lm_gym
-from lm_gym import live
 from lm_gym.env import LMAlignEnv
-from lm_gym.models import TransformersLM
 from lm_gym.stepping import UnicodeText
 
-LM = small_lm("gqa")
+LM = SHARED
 END = 2
 VIEWS = [(o, a) for o in ("tokens", "hidden", "text") for a in ("full", "top_k")]
-
-
-def make(**options: Any) -> gym.Env[Any, Any]:
-    """LMAlign-v0 on a random model."""
-    arguments = {"model": LM, "prompts": PROMPTS, "reward_model": letter_reward, "max_new_tokens": 8, "kl_coef": 0.3}
-    return gym.make("LMAlign-v0", **{**arguments, **options})
 
 
 def view(observation_mode: str, action_mode: str) -> dict[str, Any]:
@@ -384,96 +374,6 @@ def test_a_ready_problem_takes_no_argument_beside_it() -> None:
         LMAlignEnv(mdp=mdp, action_mode="top_k", top_k=5)
 
 
-class Uncopyable(TransformersLM):
-    """A live model that cannot be copied in silence."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        raise AssertionError("a live model was copied")
-
-
-@pytest.fixture
-def uncopyable() -> TransformersLM:
-    lm = small_lm(seed=4)
-    return Uncopyable(lm.model, lm.tokenizer, "uncopyable")
-
-
-def test_live_objects_are_never_copied_and_stay_out_of_the_spec(uncopyable: TransformersLM) -> None:
-    env = make(model=uncopyable)
-    assert env.unwrapped.mdp.reference is uncopyable
-    wrapped = RecordEpisodeStatistics(ClipReward(env, -1, 1))
-    spec = wrapped.spec  # Gymnasium copies it
-    assert spec is not None and spec.kwargs["model"].startswith("live:Uncopyable:")
-    assert spec.kwargs["reward_model"].startswith("live:function:") and spec.kwargs["prompts"] == PROMPTS
-    again = gym.make(spec)
-    assert again.unwrapped.mdp.reference is uncopyable and again.unwrapped.mdp.reward_model is letter_reward
-    assert [w.name for w in again.spec.additional_wrappers] == ["ClipReward", "RecordEpisodeStatistics"]
-    assert EnvSpec.from_json(spec.to_json()).kwargs == spec.kwargs
-    play(again, 1)
-
-
-def test_a_spec_outlives_the_environment_that_it_came_from_if_another_was_made_of_it(uncopyable: Any) -> None:
-    first = make(model=uncopyable)
-    second = gym.make(first.spec)
-    spec = second.spec
-    del first
-    gc.collect()
-    third = gym.make(spec)
-    assert third.unwrapped.mdp.reference is uncopyable
-    name = spec.kwargs["model"]
-    del second, third
-    gc.collect()
-    with pytest.raises(ValueError, match=f"model='{name}' names a live object of an environment that is gone"):
-        gym.make(spec)
-
-
-def test_plain_arguments_survive_json(tmp_path: Any) -> None:
-    tok = tokenizer("abc")
-    small = small_lm(alphabet="abc")
-    small.model.save_pretrained(tmp_path)
-    tok.save_pretrained(tmp_path)
-    arguments = {
-        "model": str(tmp_path),
-        "reference": str(tmp_path),
-        "prompts": [{"prompt": "ab", "topic": "x"}, {"prompt": "c", "topic": "y"}],
-        "reward_model": "vader",
-        "max_new_tokens": 5,
-        "min_new_tokens": 1,
-        "stop": ["ab"],
-        "kl_coef": 0.2,
-        "kl_mode": "none",
-        "missing_eos_penalty": 0.5,
-        "temperature": 0.9,
-        "observation_mode": "text",
-        "action_mode": "top_k",
-        "top_k": 3,
-        "render_mode": "ansi",
-        "device": "cpu",
-        "dtype": "float32",
-    }
-    env = gym.make("LMAlign-v0", **arguments)
-    assert env.spec is not None
-    spec = EnvSpec.from_json(env.spec.to_json())
-    assert spec.kwargs == arguments
-    again = gym.make(spec)
-    a, b = play(env, 2, seed=3), play(again, 2, seed=3)
-    assert [(e.tokens, e.rewards) for e in a] == [(e.tokens, e.rewards) for e in b]
-
-
-def test_values_with_a_plain_form_take_it() -> None:
-    from pathlib import Path
-
-    given = {
-        "dtype": torch.bfloat16,
-        "device": torch.device("cpu"),
-        "model": Path("x"),
-        "t": np.eye(2),
-        "k": np.int64(3),
-    }
-    plain, held = live.to_spec(given)
-    assert plain == {"dtype": "bfloat16", "device": "cpu", "model": "x", "t": [[1.0, 0.0], [0.0, 1.0]], "k": 3}
-    assert not held and json.dumps(plain)
-
-
 @pytest.mark.parametrize("observation_mode", ["tokens", "hidden"])
 def test_wrappers_work_around_it(observation_mode: str) -> None:
     env = make(observation_mode=observation_mode)
@@ -501,51 +401,8 @@ def test_no_time_limit_ever_truncates() -> None:
         make(max_new_tokens=STEP_LIMIT)
 
 
-def test_render_ansi() -> None:
-    env = make(render_mode="ansi")
-    env.reset(options={"prompt_id": 2})
-    env.step(3)
-    assert env.render() == "ab cd ef | a"
-    env.step(END)
-    assert env.render() == f"ab cd ef | a  [eos, score {letter_reward(['a'])[0]:+.3f}]"
-    assert LMAlignEnv(mdp=small_mdp(LM)).render() is None
-
-
 def test_the_reference_is_the_same_bytes_after_stepping() -> None:
     lm = small_lm(seed=8)
     before = lm.fingerprint()
     play(make(model=lm), 3)
     assert lm.fingerprint() == before
-
-
-def test_render_human_tints_every_token_by_its_kl(capsys: pytest.CaptureFixture[str]) -> None:
-    from lm_gym.rendering import _drawn, tint
-
-    env = make(render_mode="human", kl_mode="reported").unwrapped
-    env.reset(options={"prompt_id": 0})
-    for action, logprob in ((3, -0.1), (4, -9.0), (END, -0.5)):
-        env.report_logprob(logprob)
-        env.step(action)
-    refs = env.stepper.mdp.reference_pass([(3, 4, 5)], [[3, 4, END]])[0][0].numpy()
-    np.testing.assert_allclose(env._nats, np.array([-0.1, -9.0, -0.5]) - refs, atol=1e-4)
-    text = _drawn(env.stepper, env._last, env._nats)
-    assert text.plain.startswith("abcab\neos, 3 tokens, score ")
-    styles = [(text.plain[s.start : s.end], str(s.style)) for s in text.spans]
-    assert styles[:3] == [("abc", "dim"), ("a", tint(env._nats[0])), ("b", "green")]
-    assert [tint(x) for x in (-2, 0.5, 2, 4, 9)] == ["green", "default", "yellow", "dark_orange", "bold red"]
-    env.close()
-    assert "abcab" in capsys.readouterr().out
-
-
-def test_render_human_shows_the_surprise_where_nothing_is_reported() -> None:
-    from lm_gym.rendering import _drawn, printable
-
-    lm = small_lm(alphabet=None)
-    env = make(model=lm, prompts=["x"], render_mode="human").unwrapped
-    env.reset(seed=0)
-    for token in lm.tokenizer("é\x1b[31m")["input_ids"]:
-        *_, info = env.step(token)
-        assert env._nats[-1] == -info["ref_logprob"]
-    # one piece for the two bytes of é, and nothing that steers the terminal
-    assert _drawn(env.stepper, env._last, env._nats).plain == "xé·[31m" and printable("a\tb\n\x9bc") == "a\tb\n·c"
-    env.close()
