@@ -214,7 +214,8 @@ class PPO(LMAgent):
             last = rollout.lengths - 1
             rollout.rewards[torch.arange(len(rollout)), last] += (rollout.scores - mean) / std - rollout.scores
         if self.ema is not None:
-            self._pay_ema(rollout)
+            paid = self._pay_ema(rollout)
+            metrics |= {key: metrics[key] + paid for key in ("objective/rlhf_reward", "objective/non_score_reward")}
         return rollout, metrics
 
     def _reference_scale(self, n: int) -> tuple[float, float]:
@@ -257,8 +258,8 @@ class PPO(LMAgent):
             out[at] = values.cpu()[torch.arange(len(at)), part.lengths]
         return out
 
-    def _pay_ema(self, rollout: Rollout) -> None:
-        """Pay KL against the slow copy in place of the initial reference."""
+    def _pay_ema(self, rollout: Rollout) -> float:
+        """Pay KL against the slow copy in place of the initial reference; the mean that a text gets more for it."""
         assert self.ema is not None and rollout.ref_logprobs is not None
         width = rollout.response_mask.shape[1]
         prompts, tokens = [], []
@@ -267,9 +268,12 @@ class PPO(LMAgent):
             tokens.append(ids[-width:][:length].tolist())
         ema_logprobs, ema_hidden = self.mdp.reference_pass(prompts, tokens, hidden=True, lm=self.ema)
         ema_logprobs = ema_logprobs * rollout.response_mask
+        more = torch.zeros_like(rollout.rewards)
         if self.config.kl_in in ("reward", "entropy"):
-            rollout.rewards = rollout.rewards + self.kl_coef * (ema_logprobs - rollout.ref_logprobs)
+            more = self.kl_coef * (ema_logprobs - rollout.ref_logprobs)
+        rollout.rewards = rollout.rewards + more
         rollout.ref_logprobs, rollout.ref_hidden = ema_logprobs, ema_hidden
+        return float(more.sum(-1).mean())
 
     def advantages(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages (whitened where asked) and returns of a rollout, (B, T) each."""
