@@ -159,7 +159,15 @@ def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
         raise ImportError("LoRA needs PEFT: pip install 'lm-gym[peft]'") from e
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear", lora_dropout=0.0, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules="all-linear",
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        # GPT-2's projections hold their weights the other way round
+        fan_in_fan_out=any(type(m).__name__ == "Conv1D" for m in lm.model.modules()),
+    )
     lm.model = get_peft_model(lm.model, config)
     lm.eval()
 
