@@ -25,6 +25,7 @@ class Run(NamedTuple):
 
 RUNS: dict[str, Run] = {
     "00_quickstart.py": Run(("--episodes", "3"), prints="3 texts: score"),
+    "01_vector_loop.py": Run(("--tokens", "300", "--rows", "8", "--evaluate", "16"), prints="after:  score"),
 }
 
 
