@@ -119,15 +119,16 @@ def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def print_evaluation(before: Drawn, after: Drawn, rows: Sequence[Mapping[str, Any]], *, what: str) -> None:
-    """The first texts side by side, then the numbers of all of them."""
+    """A few texts at equal distances side by side, as they came, then the numbers of all of them."""
     from rich.console import Console
     from rich.table import Table
 
     from lm_gym.terminal import print_before_after
 
     console = Console()
-    console.print(f"\n{len(rows)} texts before and after, on {what}; the first {min(TEXTS_SHOWN, len(rows))}:")
-    print_before_after(rows[:TEXTS_SHOWN], console)
+    shown = min(TEXTS_SHOWN, len(rows))
+    console.print(f"\n{len(rows)} texts before and after, on {what}; {shown} of them at equal distances, as they came:")
+    print_before_after([rows[i * len(rows) // shown] for i in range(shown)], console)
     table = Table(title=f"means of {len(rows)} texts", title_justify="left")
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
