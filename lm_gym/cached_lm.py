@@ -57,8 +57,8 @@ class CachedLM:
             actions (N,) int64, their log-probs (N,) float32 in this policy's own distribution over what may be chosen,
             and values (N,) or None. For a single observation the same without N.
         """
-        single = np.asarray(obs["input_ids"]).ndim == 1
         logits, hidden = self.logits(obs)
+        single = np.asarray(obs["input_ids"]).ndim == 1
         if action_tokens is not None:
             logits = logits.gather(-1, torch.as_tensor(np.atleast_2d(action_tokens)).to(logits.device))
         if action_mask is not None:
