@@ -15,7 +15,7 @@ PRESET = "demo"
 
 PROBLEM: dict[str, Any] = {"kl_coef": 0.05, "max_new_tokens": 32}
 AGENT: dict[str, Any] = {"epochs": 2}
-"""Half of PPO's default: the same reward in two thirds of the time, since most of it goes into gradient steps."""
+"""Half of PPO's default: most of the time goes into gradient steps (14 of 20 s an update with 4 epochs)."""
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Demo:
     seed: int = 0
     """Of every draw."""
     threads: int = 1
-    """Threads of torch. One: in matrices this small a second gains little, and costs minutes on a busy machine."""
+    """Threads of torch. One: on a busy machine two would wait for each other in every operation."""
     debug: bool = False
     """Show the traceback of an error."""
 
