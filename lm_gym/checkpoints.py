@@ -115,4 +115,4 @@ def set_optimizer_tensors(
         name, slot = key.rsplit("|", 1)
         if name not in by_name:
             raise ValueError(f"checkpoint holds optimizer state for {name!r}, which this agent does not train")
-        optimizer.state[by_name[name]][slot] = value.to(by_name[name].device)
+        optimizer.state[by_name[name]][slot] = value.detach().clone().to(by_name[name].device)
