@@ -66,13 +66,13 @@ class PPOConfig(AgentConfig):
     """Passes over a rollout."""
     gamma: float = 1.0
     """Discount; below 1 costs regret, since the reward is at the end (.0002 at horizon 3, 2.34 at 48 for .99)."""
-    lam: float = 0.95
-    """λ of generalised advantage estimation."""
+    lam: float = 1.0
+    """λ of generalised advantage estimation; 1 is unbiased whatever the values are (on `tiny` .95 ended .07 lower)."""
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     clip_range_value: float | None = 0.2
     """Values are clipped to within this of the rollout's; None: not at all."""
-    vf_coef: float = 0.5
+    vf_coef: float = 0.1
     """c, the weight of the value loss."""
     kl_in: str = "reward"
     """Where KL is paid: "reward", "loss", or "entropy" (see the module's docstring)."""

@@ -42,7 +42,7 @@ class AgentConfig:
     batch_size: int = 128
     """Texts an update."""
     learning_rate: float | None = None
-    """Adam's step size; None: 5e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table."""
+    """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table."""
     lr_schedule: str = "linear"
     """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
     max_grad_norm: float = 1.0

@@ -138,7 +138,7 @@ class TransformersLM(CausalLM):
         pad = getattr(tokenizer, "pad_token_id", None)
         self.pad_id = int(pad) if pad is not None else self.eos_ids[0]
         n = sum(p.numel() for p in model.parameters())
-        self.learning_rate = 5e-4 * math.sqrt(1.5e6 / max(n, 1.5e6))
+        self.learning_rate = 3e-4 * math.sqrt(1.5e6 / max(n, 1.5e6))
         self.hidden_bound = _hidden_bound(self._base(), self.hidden_size)
         self.eval()
         self._check_head()
