@@ -30,7 +30,7 @@ def test_it_equals_whole_forwards_through_random_episodes(kind: str, mode: str) 
     head = torch.nn.Linear(32, 1)
     policy = CachedLM(lm, value_head=head, temperature=0.8)
     obs, _ = env.reset(seed=0)
-    for _ in range(30):
+    for _ in range(14):
         logits, hidden = policy.logits(obs)
         want = whole(lm, obs, 0.8)
         torch.testing.assert_close(torch.log_softmax(logits, -1), want, atol=1e-4, rtol=0)
