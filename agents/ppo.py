@@ -393,13 +393,13 @@ class PPO(LMAgent):
         assert part.ref_hidden is not None
         ref = self.mdp.reference if self.ema is None else self.ema
         with torch.no_grad():
-            hidden = part.ref_hidden.to(ref.device, self._dtype(ref))
+            hidden = part.ref_hidden.to(ref.device, ref.dtype)
             ref_logp = torch.log_softmax(ref.head(hidden) / self.mdp.temperature, -1)
         return kl.exact(logp, ref_logp)
 
     def _check_ratio(self, part: Rollout, log_ratio: torch.Tensor, old: torch.Tensor, new: torch.Tensor) -> None:
         """The first minibatch is the behaviour policy itself: a ratio other than 1 is a bug or 16-bit rounding."""
-        half = self._dtype(self.policy.lm) != torch.float32
+        half = self.policy.lm.dtype != torch.float32
         tolerance = max(self.config.ratio_tolerance, 0.5) if half else self.config.ratio_tolerance
         if float(log_ratio.abs().max()) <= tolerance:
             return

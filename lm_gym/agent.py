@@ -15,12 +15,11 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import checkpoints, collect, kl
+from lm_gym import checkpoints, collect, measures
 from lm_gym.adam import Adam32
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import reward_model_hash
@@ -31,8 +30,6 @@ from lm_gym.tracking import Tracker
 Self = TypeVar("Self", bound="LMAgent")
 STATE_KEYS = ("config", "tokens", "episodes", "updates", "order", "schedule", "engine_rng", "rng", "reference", "extra")
 """What ``state.json`` of a checkpoint must hold."""
-HEAD_NUMBERS = 4_000_000
-"""Logits computed at once where whole distributions are compared: 16 MB in float32."""
 
 
 @dataclasses.dataclass
@@ -182,49 +179,9 @@ class LMAgent:
         """What reward models get as ``trainer_state``."""
         return {"global_step": self.updates, "num_input_tokens_seen": self.tokens, "epoch": self.progress}
 
-    @torch.no_grad()
-    def distributions(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
-        """Exact per-state KL(π‖π_ref) and entropy of π, (B, T) each, of the policy that made the rollout."""
-        assert rollout.hidden is not None and rollout.ref_hidden is not None
-        lm, ref, mask = self.policy.lm, self.mdp.reference, rollout.response_mask
-        kls, entropies = torch.zeros(mask.shape), torch.zeros(mask.shape)
-        rows, cols = mask.nonzero(as_tuple=True)
-        for at in torch.arange(len(rows)).split(max(1, HEAD_NUMBERS // lm.vocab_size)):
-            b, t = rows[at], cols[at]
-            logits = lm.head(rollout.hidden[b, t].to(lm.device, self._dtype(lm))) / self.mdp.temperature
-            allowed = None if rollout.allowed is None else rollout.allowed[b, t].to(lm.device)
-            no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t].to(lm.device)
-            logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
-            ref_logits = ref.head(rollout.ref_hidden[b, t].to(ref.device, self._dtype(ref))) / self.mdp.temperature
-            kls[b, t] = kl.exact(logp, torch.log_softmax(ref_logits, -1)).cpu()
-            entropies[b, t] = torch.special.entr(logp.exp()).sum(-1).cpu()
-        return kls, entropies
-
-    @staticmethod
-    def _dtype(lm: CausalLM) -> torch.dtype:
-        return next(lm.parameters()).dtype
-
     def describe(self, rollout: Rollout) -> dict[str, float]:
-        """Metrics of a rollout: reward, KL, entropy, length, variety. Names as in docs/metrics.md."""
-        assert rollout.scores is not None and rollout.ref_logprobs is not None
-        mask, lengths = rollout.response_mask, rollout.lengths.float()
-        kls, entropies = self.distributions(rollout)
-        k1 = (rollout.logprobs - rollout.ref_logprobs) * mask
-        returns = rollout.rewards.sum(-1)
-        ended = [r in ("eos", "stop") for r in rollout.finish_reasons or []]
-        return {
-            "objective/scores": float(rollout.scores.mean()),
-            "objective/kl": float(kls.sum(-1).mean()),
-            "objective/kl_k1": float(k1.sum(-1).mean()),
-            "objective/rlhf_reward": float(returns.mean()),
-            "objective/non_score_reward": float((returns - rollout.scores).mean()),
-            "objective/entropy": float(-(rollout.logprobs * mask).sum(-1).mean()),
-            "policy/entropy_avg": float(entropies.sum() / mask.sum()),
-            "length/mean": float(lengths.mean()),
-            "length/ended_share": float(np.mean(ended)),
-            "text/distinct_1": distinct(rollout, 1),
-            "text/distinct_2": distinct(rollout, 2),
-        }
+        """Metrics of a rollout that this policy made: :func:`lm_gym.measures.describe`."""
+        return measures.describe(rollout, self.policy.lm, self.mdp)
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -283,7 +240,7 @@ class LMAgent:
             while self.progress < 1.0:
                 metrics, rollout = self._one_update()
                 tracker.log(metrics, step=self.updates, tokens=self.tokens)
-                tracker.samples(self._sample_rows(rollout), self.updates)
+                tracker.samples(measures.samples(rollout, self.mdp), self.updates)
                 if out is not None and save_every and self.updates % save_every == 0:
                     self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
                 if callback is not None and callback(self, metrics) is False:
@@ -327,24 +284,6 @@ class LMAgent:
                     "Lower learning_rate, or look at the samples of the updates before"
                 )
         return metrics, rollout
-
-    def _sample_rows(self, rollout: Rollout, n: int = 2) -> list[dict[str, Any]]:
-        assert rollout.scores is not None and rollout.ref_logprobs is not None and rollout.texts is not None
-        k1 = ((rollout.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)
-        width = rollout.input_ids.shape[1] - rollout.response_mask.shape[1]
-        rows = []
-        for i in range(min(n, len(rollout))):
-            ids = rollout.input_ids[i, :width][rollout.attention_mask[i, :width].bool()].tolist()
-            rows.append(
-                {
-                    "prompt": self.mdp.reference.decode(ids),
-                    "completion": rollout.texts[i],
-                    "score": float(rollout.scores[i]),
-                    "kl": float(k1[i]),
-                    "length": int(rollout.lengths[i]),
-                }
-            )
-        return rows
 
     # ---- acting --------------------------------------------------------------------------------------------------
 
@@ -528,14 +467,3 @@ class LMAgent:
         model.save_pretrained(folder)
         self.policy.lm.tokenizer.save_pretrained(folder)
         return folder
-
-
-def distinct(rollout: Rollout, n: int) -> float:
-    """Distinct n-grams over all n-grams of the responses' tokens (Li et al. 2016); 0 if no response has n tokens."""
-    seen: set[tuple[int, ...]] = set()
-    total = 0
-    for row, length in zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True):
-        for t in range(length - n + 1):
-            seen.add(tuple(row[t : t + n]))
-            total += 1
-    return len(seen) / total if total else 0.0

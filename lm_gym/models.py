@@ -97,6 +97,10 @@ class CausalLM(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def freeze(self) -> CausalLM:
         """Evaluation mode (dropout off), no gradients."""
         self.eval()

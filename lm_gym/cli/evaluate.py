@@ -76,8 +76,8 @@ def draw(agent: Any, lm: CausalLM, prompts: Sequence[Prompt]) -> Drawn:
     """One text of `lm` for each prompt, judged as the agent's problem does; the same draws in every call."""
     import numpy as np
 
-    from lm_gym.agent import distinct
     from lm_gym.decoding import Engine
+    from lm_gym.measures import distinct
     from lm_gym.rollout import Rollout
 
     mdp = agent.mdp

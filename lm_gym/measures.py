@@ -1,0 +1,97 @@
+"""What is measured on a rollout: reward, exact KL, entropy, length, variety. Names as in docs/metrics.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from lm_gym import kl
+from lm_gym.decoding import restrict
+from lm_gym.mdp import AlignmentMDP
+from lm_gym.models import CausalLM
+from lm_gym.rollout import Rollout
+
+HEAD_NUMBERS = 4_000_000
+"""Logits computed at once where whole distributions are compared: 16 MB in float32."""
+
+
+@torch.no_grad()
+def distributions(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> tuple[torch.Tensor, torch.Tensor]:
+    """Exact per-state KL(π‖π_ref) and entropy of π, (B, T) each, nats; ``lm`` is the policy that made the rollout.
+
+    Both come from the hidden states that decoding and scoring kept: one product with the head, no forward pass.
+    """
+    assert rollout.hidden is not None and rollout.ref_hidden is not None
+    ref, mask = mdp.reference, rollout.response_mask
+    kls, entropies = torch.zeros(mask.shape), torch.zeros(mask.shape)
+    rows, cols = mask.nonzero(as_tuple=True)
+    for at in torch.arange(len(rows)).split(max(1, HEAD_NUMBERS // lm.vocab_size)):
+        b, t = rows[at], cols[at]
+        logits = _logits(lm, rollout.hidden[b, t]) / mdp.temperature
+        allowed = None if rollout.allowed is None else rollout.allowed[b, t].to(lm.device)
+        no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t].to(lm.device)
+        logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
+        ref_logp = torch.log_softmax(_logits(ref, rollout.ref_hidden[b, t]) / mdp.temperature, -1)
+        kls[b, t] = kl.exact(logp, ref_logp).cpu()
+        entropies[b, t] = torch.special.entr(logp.exp()).sum(-1).cpu()
+    return kls, entropies
+
+
+def _logits(lm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
+    return lm.head(hidden.to(lm.device, lm.dtype))
+
+
+def describe(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> dict[str, float]:
+    """Metrics of a rollout that ``lm`` made."""
+    assert rollout.scores is not None and rollout.ref_logprobs is not None
+    mask, lengths = rollout.response_mask, rollout.lengths.float()
+    kls, entropies = distributions(rollout, lm, mdp)
+    k1 = (rollout.logprobs - rollout.ref_logprobs) * mask
+    returns = rollout.rewards.sum(-1)
+    ended = [r in ("eos", "stop") for r in rollout.finish_reasons or []]
+    return {
+        "objective/scores": float(rollout.scores.mean()),
+        "objective/kl": float(kls.sum(-1).mean()),
+        "objective/kl_k1": float(k1.sum(-1).mean()),
+        "objective/rlhf_reward": float(returns.mean()),
+        "objective/non_score_reward": float((returns - rollout.scores).mean()),
+        "objective/entropy": float(-(rollout.logprobs * mask).sum(-1).mean()),
+        "policy/entropy_avg": float(entropies.sum() / mask.sum()),
+        "length/mean": float(lengths.mean()),
+        "length/ended_share": float(np.mean(ended)),
+        "text/distinct_1": distinct(rollout, 1),
+        "text/distinct_2": distinct(rollout, 2),
+    }
+
+
+def distinct(rollout: Rollout, n: int) -> float:
+    """Distinct n-grams over all n-grams of the responses' tokens (Li et al. 2016); 0 if no response has n tokens."""
+    seen: set[tuple[int, ...]] = set()
+    total = 0
+    for row, length in zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True):
+        for t in range(length - n + 1):
+            seen.add(tuple(row[t : t + n]))
+            total += 1
+    return len(seen) / total if total else 0.0
+
+
+def samples(rollout: Rollout, mdp: AlignmentMDP, n: int = 2) -> list[dict[str, Any]]:
+    """The first n texts of a rollout as rows of ``samples.jsonl``."""
+    assert rollout.scores is not None and rollout.ref_logprobs is not None and rollout.texts is not None
+    k1 = ((rollout.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)
+    width = rollout.input_ids.shape[1] - rollout.response_mask.shape[1]
+    rows = []
+    for i in range(min(n, len(rollout))):
+        ids = rollout.input_ids[i, :width][rollout.attention_mask[i, :width].bool()].tolist()
+        rows.append(
+            {
+                "prompt": mdp.reference.decode(ids),
+                "completion": rollout.texts[i],
+                "score": float(rollout.scores[i]),
+                "kl": float(k1[i]),
+                "length": int(rollout.lengths[i]),
+            }
+        )
+    return rows
