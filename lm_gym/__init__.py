@@ -24,9 +24,9 @@ if TYPE_CHECKING:  # the lazy names below, for type checkers and editors
     from lm_gym import reward_models as reward_models
     from lm_gym import tiny as tiny
     from lm_gym.cached_lm import CachedLM as CachedLM
+    from lm_gym.cached_lm import reference_agent as reference_agent
     from lm_gym.env import LMAlignEnv as LMAlignEnv
     from lm_gym.mdp import AlignmentMDP as AlignmentMDP
-    from lm_gym.cached_lm import reference_agent as reference_agent
     from lm_gym.prompts import load_prompts as load_prompts
     from lm_gym.rewards import load_reward_model as load_reward_model
     from lm_gym.rollout import Rollout as Rollout

@@ -1,7 +1,7 @@
 """One decoding step of Llama- and GPT-2-class models written out over the cache, with no module on the path.
 
 ``transformers`` spends most of a small model's step in Python. :func:`fast_step` returns the same arithmetic as plain
-tensor calls, or None for a model that it does not know; then the model itself does the step, which is also the oracle in
+tensor calls, or None for a model that it does not know; then the model itself does the step, which is the oracle in
 the tests. Weights are read when it is made (LoRA adapters merged), so it is made anew whenever they change.
 """
 
