@@ -21,7 +21,7 @@ demo: .venv/.core-installed
 	$(BIN)/lm-gym demo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 slow: .venv/.dev-installed
 	$(BIN)/python -m pytest -m slow

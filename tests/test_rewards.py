@@ -197,7 +197,7 @@ def test_async_errors_name_the_completion():
         [True, 2],
         (value for value in (1, 2)),
     ],
-    ids=str,
+    ids=lambda values: type(values).__name__,
 )
 def test_numbers_in_any_container(values):
     assert score(lambda completions: values).scores.tolist() == [1, 2]
