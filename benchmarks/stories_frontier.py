@@ -241,7 +241,8 @@ def plot(out: Path, docs: Path) -> None:
         [r["kl"] for r in points], [r["reward"] for r in points], "o-", color="#444444", ms=4, lw=1, label="best-of-n"
     )
     for r in points[1:]:
-        axes.annotate(f"n={r['n']}", (r["kl"], r["reward"]), textcoords="offset points", xytext=(4, -11), fontsize=8)
+        beside = (-26, 2) if r["n"] == 2 else (4, -11)
+        axes.annotate(f"n={r['n']}", (r["kl"], r["reward"]), textcoords="offset points", xytext=beside, fontsize=8)
     axes.plot([0], [untrained["objective/scores"]], "s", color="black", ms=6, label="untrained")
     lines = table(rows, found)
     for line, colour in zip(lines, ("#c0392b", "#1f77b4", "#2a9d5c", "#8e44ad"), strict=False):
