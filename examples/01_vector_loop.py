@@ -20,7 +20,7 @@ parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tokens", type=int, default=60_000, help="tokens to train on")
 parser.add_argument("--rows", type=int, default=64)
 parser.add_argument("--steps", type=int, default=32, help="steps of every row in a rollout")
-parser.add_argument("--lr", type=float, default=2e-4)
+parser.add_argument("--lr", type=float, default=3e-4)
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--minibatch", type=int, default=32, help="texts an optimizer step")
 parser.add_argument("--evaluate", type=int, default=512, help="fresh texts before and after")
@@ -71,7 +71,9 @@ def collect(obs, info):
 
 
 def update(rollout) -> None:
-    advantages, returns = gae(rollout.rewards, rollout.values, rollout.response_mask, bootstrap=rollout.bootstrap)
+    advantages, returns = gae(
+        rollout.rewards, rollout.values, rollout.response_mask, lam=1.0, bootstrap=rollout.bootstrap
+    )
     advantages = whiten(advantages, rollout.response_mask)
     for _ in range(args.epochs):
         for index in torch.randperm(len(rollout)).split(args.minibatch):
@@ -83,7 +85,7 @@ def update(rollout) -> None:
             adv, ret = advantages[index, :t], returns[index, :t]
             surrogate = -torch.minimum(ratio * adv, ratio.clamp(0.8, 1.2) * adv)
             value_loss = 0.5 * (value_head(hidden).squeeze(-1) - ret).square()
-            loss = ((surrogate + 0.5 * value_loss) * mask).sum() / mask.sum()
+            loss = ((surrogate + 0.1 * value_loss) * mask).sum() / mask.sum()
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(params, 1.0)

@@ -116,6 +116,12 @@ class AlignmentMDP:
         self._model, self._tokenizer = model, tokenizer
         vocab = self.reference.vocab_size
         self.top_k = None if top_k is None else _integer("top_k", top_k, 1, vocab)
+        ends = sum(i < vocab for i in self.reference.eos_ids)
+        if self.top_k is not None and self.min_new_tokens and self.top_k <= ends:
+            raise ValueError(
+                f"top_k expected more than the model's {ends} EOS ids where min_new_tokens={self.min_new_tokens} forbids "
+                f"them, got {self.top_k}: there would be nothing to choose"
+            )
         self.prompts = self._prompts(prompts, max_prompt_tokens)
         longest = max(len(p.token_ids) for p in self.prompts)
         self.longest_prompt = longest if max_prompt_tokens is None else max(longest, max_prompt_tokens)

@@ -192,11 +192,6 @@ class Stepper:
             return self.free_masks
         ends = self.is_eos.numpy()[None] if self.choices is None else self.is_eos[self.choices].numpy()
         masks = ~(ends & early[:, None])
-        if not masks.any(1).all():
-            raise ValueError(
-                f"top_k={self.mdp.top_k} with min_new_tokens={self.mdp.min_new_tokens} leaves no action: only EOS "
-                "is among the choices; raise top_k"
-            )
         return masks.astype(np.int8)
 
     def choice_ids(self) -> np.ndarray | None:
