@@ -119,8 +119,8 @@ class AlignmentMDP:
         ends = sum(i < vocab for i in self.reference.eos_ids)
         if self.top_k is not None and self.min_new_tokens and self.top_k <= ends:
             raise ValueError(
-                f"top_k expected more than the model's {ends} EOS ids where min_new_tokens={self.min_new_tokens} forbids "
-                f"them, got {self.top_k}: there would be nothing to choose"
+                f"top_k expected more than the model's {ends} EOS ids, which min_new_tokens={self.min_new_tokens} "
+                f"forbids at first, got {self.top_k}: there would be nothing to choose"
             )
         self.prompts = self._prompts(prompts, max_prompt_tokens)
         longest = max(len(p.token_ids) for p in self.prompts)
