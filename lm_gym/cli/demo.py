@@ -1,4 +1,4 @@
-"""`lm-gym demo`: `tiny` learns to write good reviews, in 65 seconds of one core."""
+"""`lm-gym demo`: `tiny` learns to write good reviews, in about a minute of one core."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Demo:
 
     out: str = "runs/demo"
     """The run's folder. An earlier demo in it is replaced; anything else is refused."""
-    total_tokens: int = 30_000
+    total_tokens: int = 40_000
     """Tokens to train on."""
     seed: int = 0
     """Of every draw."""
