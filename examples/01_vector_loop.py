@@ -19,7 +19,7 @@ from lm_gym.models import load_model
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tokens", type=int, default=60_000, help="tokens to train on")
 parser.add_argument("--rows", type=int, default=64)
-parser.add_argument("--steps", type=int, default=32, help="steps of every row in a rollout")
+parser.add_argument("--steps", type=int, default=64, help="steps of every row in a rollout")
 parser.add_argument("--lr", type=float, default=3e-4)
 parser.add_argument("--epochs", type=int, default=4)
 parser.add_argument("--minibatch", type=int, default=32, help="texts an optimizer step")

@@ -42,3 +42,17 @@ def test_example(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cap
         monkeypatch.setenv(key, value)
     runpy.run_path(str(EXAMPLES / name), run_name="__main__")
     assert run.prints in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_loop_of_ones_own_ends_where_ppo_does(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Mean rewards of 512 fresh samples after 60,000 tokens differ by less than .05."""
+    import gymnasium as gym
+
+    from lm_gym.agents import PPO
+
+    monkeypatch.setattr(sys, "argv", ["01_vector_loop.py", "--tokens", "60000", "--evaluate", "512"])
+    runpy.run_path(str(EXAMPLES / "01_vector_loop.py"), run_name="__main__")
+    loop = float(capsys.readouterr().out.rsplit("after:  score ", 1)[1].split()[0])
+    ppo = PPO(gym.make("LMAlign-v0")).learn(60_000).evaluate(n=512)["objective/scores"]
+    assert abs(loop - ppo) < 0.05
