@@ -1,4 +1,4 @@
-"""Rows of prompts from lists, files, datasets, the hub and the package itself, each with the place it came from."""
+"""Rows from lists, files, datasets, the hub and the package itself, each with the place it came from."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ from typing import Any
 TINY_KINDS = ("reviews", "questions", "requests", "all")
 TINY_SPLITS = ("train", "test")
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+TABLES = (".jsonl", ".json", ".csv", ".parquet")
+"""Files whose rows have named columns, as `read_items` takes them."""
+
+Item = tuple[str, Any]
+"""Where a row is, for errors, and what stands there."""
 
 
 @dataclass(frozen=True)
@@ -28,32 +33,54 @@ class Row:
 
 def read_rows(source: Any) -> list[Row]:
     """The rows of any source that `lm_gym.prompts.load_prompts` takes."""
+    if isinstance(source, str) and (source == "tiny" or source.startswith("tiny:")):
+        return [_row(item, where) for where, item in _from_tiny(source)]
+    if hasattr(source, "column_names"):
+        names = source.column_names
+        if names is not None and not isinstance(names, Mapping) and "prompt" not in names and len(source):
+            raise ValueError(f"the dataset has no column 'prompt', only {_listed(names)}. {_advice(list(names))}")
+    if isinstance(source, (list, tuple)):
+        _refuse_one_conversation(source)
+    return [_row(item, where) for where, item in read_items(source, what="prompt source", suffixes=SUFFIXES)]
+
+
+def read_items(source: Any, *, what: str, suffixes: Sequence[str] = TABLES) -> list[Item]:
+    """Where each row is, and the row, of a list, a `datasets.Dataset`, a file, a folder of one, or a hub id.
+
+    Args:
+        what: the source's name in errors ("preference data").
+        suffixes: of the files that are taken.
+
+    Raises:
+        ValueError: there is no such source, or a file of it is broken (names the line).
+        TypeError: `source` is none of these kinds.
+    """
     if isinstance(source, Path):
-        return _from_path(source)
+        return _from_path(source, suffixes)
     if isinstance(source, str):
-        return _from_name(source)
+        return _from_name(source, what, suffixes)
     if hasattr(source, "column_names"):  # a datasets.Dataset, recognised without importing datasets
-        return _from_dataset(source)
+        return _from_dataset(source, what)
     if isinstance(source, Mapping):
         raise TypeError(
-            f"the prompt source is a mapping with the keys {_listed(source)}; expected a list of rows "
+            f"the {what} is a mapping with the keys {_listed(source)}; expected a list of rows "
             '([{"prompt": ...}, ...]) or one dataset of it, such as source["train"]'
         )
     if isinstance(source, (list, tuple)):
-        return _from_list(source)
+        return [(f"row {index}", item) for index, item in enumerate(source)]
+    named = ", or 'tiny:reviews'" if what == "prompt source" else ""
     raise TypeError(
-        f"the prompt source is of type {type(source).__name__}; expected a list of texts, dicts or message lists, a "
-        "datasets.Dataset, a path, a hub id, or 'tiny:reviews'"
+        f"the {what} is of type {type(source).__name__}; expected a list of texts, dicts or message lists, a "
+        f"datasets.Dataset, a path, a hub id{named}"
     )
 
 
-def _from_list(items: Sequence[Any], label: str = "row") -> list[Row]:
+def _refuse_one_conversation(items: Sequence[Any]) -> None:
     if items and all(isinstance(item, Mapping) and "role" in item and "prompt" not in item for item in items):
         raise ValueError(
             "the prompt source is one list of messages; a source is a list of prompts: write [[{...}, {...}]] for one "
             "conversation"
         )
-    return [_row(item, f"{label} {index}") for index, item in enumerate(items)]
 
 
 def _row(item: Any, where: str) -> Row:
@@ -79,35 +106,34 @@ def _advice(names: Sequence[str]) -> str:
     return f"Rename {near[0]!r} to 'prompt'" if near else "Give the text to be continued in a column 'prompt'"
 
 
-def _from_dataset(dataset: Any, label: str = "row") -> list[Row]:
+def _from_dataset(dataset: Any, what: str, label: str = "row") -> list[Item]:
     names = dataset.column_names
     if isinstance(names, Mapping):
-        raise TypeError(f"the prompt source has the splits {_listed(names)}; give one of them, such as source['train']")
+        raise TypeError(f"the {what} has the splits {_listed(names)}; give one of them, such as source['train']")
     if not hasattr(dataset, "__len__"):
-        raise TypeError("the prompt source is a streamed dataset; give list(dataset.take(1000)) of it")
-    if names is not None and "prompt" not in names and len(dataset):
-        raise ValueError(f"the dataset has no column 'prompt', only {_listed(names)}. {_advice(list(names))}")
-    return [_row(item, f"{label} {index}") for index, item in enumerate(dataset)]
+        raise TypeError(f"the {what} is a streamed dataset; give list(dataset.take(1000)) of it")
+    return [(f"{label} {index}", item) for index, item in enumerate(dataset)]
 
 
-def _from_name(name: str) -> list[Row]:
-    if name == "tiny" or name.startswith("tiny:"):
-        return _from_tiny(name)
+def _from_name(name: str, what: str, suffixes: Sequence[str]) -> list[Item]:
     path = Path(name).expanduser()
-    if path.exists() or path.suffix.lower() in SUFFIXES:
-        return _from_path(path)
+    if path.exists() or path.suffix.lower() in suffixes:
+        return _from_path(path, suffixes)
     if re.match(r"[\w.-]+/[\w.-]+(:|$)", name):
-        return _from_hub(name)
+        return _from_hub(name, what)
+    files = ", ".join(suffixes)
+    if what != "prompt source":
+        raise ValueError(f"there is no {what} {name!r}. Expected a file ({files}) or a hub id 'org/name'")
     known = [f"tiny:{kind}" for kind in TINY_KINDS]
     near = difflib.get_close_matches(name, known + list(TINY_KINDS), n=1, cutoff=0.5)
     hint = f" Did you mean {('tiny:' + near[0].removeprefix('tiny:'))!r}?" if near else ""
     raise ValueError(
-        f"there is no prompt source {name!r}.{hint} Expected a file ({', '.join(SUFFIXES)}), a hub id 'org/name', or "
+        f"there is no prompt source {name!r}.{hint} Expected a file ({files}), a hub id 'org/name', or "
         f"one of {', '.join(known)}; for a single prompt give a list: [{name!r}]"
     )
 
 
-def _from_tiny(name: str) -> list[Row]:
+def _from_tiny(name: str) -> list[Item]:
     from lm_gym import tiny
 
     kind, _, split = name.removeprefix("tiny").removeprefix(":").partition(":")
@@ -117,14 +143,14 @@ def _from_tiny(name: str) -> list[Row]:
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"there is no prompt set {name!r}.{hint} There are {', '.join(known)}")
-    return [_row(item, f"row {index} of {name}") for index, item in enumerate(tiny.prompts(kind, split))]
+    return [(f"row {index} of {name}", item) for index, item in enumerate(tiny.prompts(kind, split))]
 
 
-def _from_hub(name: str) -> list[Row]:
+def _from_hub(name: str, what: str) -> list[Item]:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(f"the prompt source {name!r} is a hub id, which needs 'pip install datasets'") from error
+        raise ImportError(f"the {what} {name!r} is a hub id, which needs 'pip install datasets'") from error
 
     repository, *parts = re.split(r":(?![^\[]*\])", name)  # the colon of a slice, train[:100], is no separator
     if len(parts) > 2:
@@ -134,28 +160,28 @@ def _from_hub(name: str) -> list[Row]:
         dataset = datasets.load_dataset(repository, config, split=split)
     except Exception as error:
         raise ValueError(
-            f"the prompt source {name!r} is no file here, and as a hub id it cannot be loaded: {error}"
+            f"the {what} {name!r} is no file here, and as a hub id it cannot be loaded: {error}"
         ) from error
-    return _from_dataset(dataset, f"row of {name}")
+    return _from_dataset(dataset, what, f"row of {name}")
 
 
-def _from_path(path: Path) -> list[Row]:
+def _from_path(path: Path, suffixes: Sequence[str]) -> list[Item]:
     path = path.expanduser()
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path} (looked in {Path.cwd()})")
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt}
+    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": _parquet}
     suffix = path.suffix.lower()
-    if suffix not in readers:
+    if suffix not in suffixes:
         raise ValueError(
-            f"{path} ends in {suffix!r}; expected {', '.join(SUFFIXES)}. For another format give the dataset itself, "
+            f"{path} ends in {suffix!r}; expected {', '.join(suffixes)}. For another format give the dataset itself, "
             "such as datasets.load_dataset('parquet', data_files=...)['train']"
         )
     return list(readers[suffix](path))
 
 
-def _from_folder(path: Path) -> list[Row]:
+def _from_folder(path: Path) -> list[Item]:
     if not (path / "state.json").is_file():
         raise ValueError(
             f"{path} is a folder, and none that Dataset.save_to_disk wrote (it has no state.json); give one file "
@@ -163,7 +189,7 @@ def _from_folder(path: Path) -> list[Row]:
         )
     import datasets
 
-    return _from_dataset(datasets.load_from_disk(str(path)))
+    return _from_dataset(datasets.load_from_disk(str(path)), "folder")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -183,22 +209,22 @@ def _full_lines(path: Path) -> Iterator[tuple[int, str]]:
     return ((number, text) for number, text in _lines(path) if text.strip())
 
 
-def _txt(path: Path) -> Iterator[Row]:
+def _txt(path: Path) -> Iterator[Item]:
     for number, text in _full_lines(path):
-        yield Row(f"{path.name}, line {number},", text)
+        yield f"{path.name}, line {number},", text
 
 
-def _jsonl(path: Path) -> Iterator[Row]:
+def _jsonl(path: Path) -> Iterator[Item]:
     for number, text in _full_lines(path):
         where = f"{path.name}, line {number},"
         try:
             item = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}: {text[:80]!r}") from error
-        yield _row(item, where)
+        yield where, item
 
 
-def _json(path: Path) -> Iterator[Row]:
+def _json(path: Path) -> Iterator[Item]:
     for _ in _lines(path):
         pass  # names the line that is not UTF-8
     try:
@@ -209,10 +235,11 @@ def _json(path: Path) -> Iterator[Row]:
         ) from error
     if not isinstance(items, list):
         raise ValueError(f"{path} holds a {type(items).__name__}; expected a list of rows")
-    yield from _from_list(items, f"{path.name}, row")
+    for index, item in enumerate(items):
+        yield f"{path.name}, row {index}", item
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[Item]:
     text = "".join(f"{line}\n" for _, line in _lines(path))
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
@@ -222,9 +249,21 @@ def _csv(path: Path) -> Iterator[Row]:
                 raise ValueError(
                     f"{where} has another number of fields than the header {reader.fieldnames}; quote commas"
                 )
-            yield _row(item, where)
+            yield where, item
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+
+
+def _parquet(path: Path) -> Iterator[Item]:
+    import pyarrow  # comes with datasets
+    import pyarrow.parquet
+
+    try:
+        items = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    for index, item in enumerate(items):
+        yield f"{path.name}, row {index}", item
 
 
 def _listed(names: Iterable[str]) -> str:

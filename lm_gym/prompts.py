@@ -120,14 +120,14 @@ def load_prompts(
 def _check_kinds(rows: Sequence[Row]) -> None:
     wrong = []
     for row in rows:
-        problem = _problem(row.prompt)
+        problem = kind_problem(row.prompt)
         if problem:
             wrong.append((problem, row))
     _refuse(rows, wrong, 'expected a text, or a list of messages such as {"role": "user", "content": "Hello"}')
 
 
-def _problem(prompt: Any) -> str:
-    """What is wrong with the kind of a prompt, or nothing."""
+def kind_problem(prompt: Any) -> str:
+    """What is wrong with the kind of a prompt (or of a completion), or nothing."""
     if isinstance(prompt, str):
         return "" if _encodable(prompt) else "has characters that are no Unicode text (a lone surrogate)"
     if not isinstance(prompt, (list, tuple)):
