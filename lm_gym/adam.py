@@ -22,7 +22,8 @@ class Adam32(torch.optim.AdamW):
     def __init__(self, params: Mapping[str, nn.Parameter], lr: float) -> None:
         self.names, self.weights = list(params), list(params.values())
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.weights]
-        super().__init__(self.masters, lr=lr, weight_decay=0.0, fused=True)
+        # as a group, which may be empty: an agent that does not train has no weights
+        super().__init__([{"params": self.masters}], lr=lr, weight_decay=0.0, fused=True)
 
     def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         return ((p, m) for p, m in zip(self.weights, self.masters, strict=True) if m is not p)

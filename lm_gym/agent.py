@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -15,49 +13,33 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import checkpoints, collect, measures
+from lm_gym import agent_state, collect, measures
 from lm_gym.adam import Adam32
+from lm_gym.agent_config import AgentConfig, make_config
 from lm_gym.cached_lm import CachedLM
-from lm_gym.decoding import Completion, Engine, GenerationParams, restrict
+from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
+from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
+from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import reward_model_hash
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import run_info
 from lm_gym.tracking import Tracker
+from lm_gym.values import critic_values, values_after
 
 Self = TypeVar("Self", bound="LMAgent")
-STATE_KEYS = ("config", "tokens", "episodes", "updates", "order", "schedule", "engine_rng", "rng", "reference", "extra")
-"""What ``state.json`` of a checkpoint must hold."""
 
 
 @dataclasses.dataclass
-class AgentConfig:
-    """Fields that every agent has. Lengths are in tokens, KL in nats."""
+class Update:
+    """What one update did: metrics, how many response tokens and texts it used, and texts for ``samples.jsonl``."""
 
-    batch_size: int = 128
-    """Texts an update."""
-    learning_rate: float | None = None
-    """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table."""
-    lr_schedule: str = "linear"
-    """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm."""
-    kl_coef: float | None = None
-    """β, reward per nat; None: the environment's."""
-    critic: str = "shared"
-    """"shared" value head, "separate" critic, the folder of a reward model that a critic starts from."""
-    lora_rank: int = 0
-    """Above 0: train LoRA adapters of this rank; the weights below stay the reference's own tensors."""
-    lora_alpha: float | None = None
-    """LoRA's scale; None: twice the rank."""
-    frozen_layers: int = 0
-    """The embeddings and so many lower layers stay frozen, the reference's own tensors."""
-    rows: int | None = None
-    """Texts that decode at once, the rest refilling finished rows; None: all."""
-    seed: int = 0
-    """Of every draw the agent makes."""
+    metrics: dict[str, float]
+    tokens: int
+    texts: int
+    samples: list[dict[str, Any]]
 
 
 class LMAgent:
@@ -70,9 +52,11 @@ class LMAgent:
 
     config_class: ClassVar[type[AgentConfig]] = AgentConfig
     name: ClassVar[str] = "agent"
+    trains: ClassVar[bool] = True
+    """Whether there are weights to move; otherwise the policy is the model that policies start from."""
 
     def __init__(self, env: Any, **config: Any) -> None:
-        self.config = self._make_config(config)
+        self.config = make_config(self.config_class, config, type(self).__name__)
         self.env = env
         self.base, self.wrappers = collect.unwrap(env)
         self.mdp: AlignmentMDP = self.base.mdp
@@ -84,10 +68,11 @@ class LMAgent:
             torch.manual_seed(c.seed)
             self.policy = Policy(
                 self.mdp,
-                critic=c.critic,
+                critic=getattr(c, "critic", "none"),
                 lora_rank=c.lora_rank,
                 lora_alpha=c.lora_alpha,
                 frozen_layers=c.frozen_layers,
+                frozen=not self.trains,
             )
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate if c.learning_rate is None else c.learning_rate
@@ -105,31 +90,14 @@ class LMAgent:
         self._reset_seed: int | None = c.seed
         self._actor: CachedLM | None = None
         self._schedule = (0, 1)
-
-    def _make_config(self, given: Mapping[str, Any]) -> AgentConfig:
-        known = {f.name for f in dataclasses.fields(self.config_class)}
-        for key in given:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
-                raise ValueError(f"{type(self).__name__} has no field {key!r}; {hint}")
-        config = self.config_class(**given)
-        if config.batch_size < 1:
-            raise ValueError(f"batch_size expected at least 1 text, got {config.batch_size}")
-        if config.lr_schedule not in ("linear", "cosine", "constant"):
-            raise ValueError(f"lr_schedule expected 'linear', 'cosine' or 'constant', got {config.lr_schedule!r}")
-        return config
+        self.score_scale: tuple[float, float] | None = None
+        self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         """One update on a rollout; returns metrics."""
         raise NotImplementedError
-
-    @property
-    def reward_kl_mode(self) -> str:
-        """What the rewards of a rollout pay for KL: "reported" (exact), "reference" (its half) or "none"."""
-        return "reported"
 
     # ---- making texts --------------------------------------------------------------------------------------------
 
@@ -140,18 +108,30 @@ class LMAgent:
         now, self._order = self._order[:n], self._order[n:]
         return [self.mdp.prompts[i] for i in now]
 
+    def prompts_for_update(self) -> list[Prompt]:
+        """``batch_size`` prompts, each ``group_size`` times in a row where the algorithm compares texts of a prompt."""
+        group = getattr(self.config, "group_size", 1)
+        return [p for p in self.next_prompts(self.config.batch_size // group) for _ in range(group)]
+
     def collect(self) -> tuple[Rollout, dict[str, float]]:
         """Texts for one update, with rewards as the environment pays them, and what can be measured on them."""
         started = time.perf_counter()
+        c, control = self.config, self.kl_control
+        mode = "reported" if control is None else control.reward_mode
+        normalize = getattr(c, "normalize_scores", 0)
+        if normalize and self.score_scale is None:
+            self.score_scale = collect.reference_scale(self.mdp, normalize, seed=c.seed + 2)
         if self.wrappers:
+            grouped = self.prompts_for_update() if getattr(c, "group_size", 1) > 1 else None
             stepped = collect.step_texts(
                 self.env,
                 self.policy,
-                self.config.batch_size,
-                kl_mode=self.reward_kl_mode,
+                c.batch_size,
+                kl_mode=mode,
                 kl_coef=self.kl_coef,
                 generator=self.generator,
                 seed=self._reset_seed,
+                prompts=grouped,
             )
             self._reset_seed = None
             completions, scored = stepped.completions, stepped.scored
@@ -160,16 +140,24 @@ class LMAgent:
                 [c.prompt_ids for c in completions], [c.tokens for c in completions], hidden=True
             )
         else:
-            prompts = self.next_prompts(self.config.batch_size)
-            completions = collect.batched_texts(self.mdp, self.engine, prompts, rows=self.config.rows)
+            completions = collect.batched_texts(self.mdp, self.engine, self.prompts_for_update(), rows=c.rows)
             decoded = time.perf_counter()
             scored = self.mdp.score(
-                completions, kl_mode=self.reward_kl_mode, kl_coef=self.kl_coef, hidden=True, trainer_state=self.state
+                completions, kl_mode=mode, kl_coef=self.kl_coef, hidden=True, trainer_state=self.state
             )
         rollout = Rollout.from_completions(
             completions, scored, pad_id=self.policy.lm.pad_id, min_new_tokens=self.mdp.min_new_tokens
         )
         metrics = self.describe(rollout)
+        if self.policy.critic is not None:
+            rollout.values = critic_values(self.policy, rollout)
+        if rollout.values is not None and "cut" in (rollout.finish_reasons or []):
+            rollout.bootstrap = values_after(self.policy, rollout)
+        if self.score_scale is not None:
+            rollout.rescale_scores(*self.score_scale)
+        if control is not None and control.ema is not None:
+            paid = control.repay(rollout)
+            metrics |= {key: metrics[key] + paid for key in ("objective/rlhf_reward", "objective/non_score_reward")}
         metrics |= {f"reward/{k}": v for k, v in scored.metrics.items()}
         metrics |= {"perf/decode_seconds": decoded - started, "perf/score_seconds": time.perf_counter() - decoded}
         return rollout, metrics
@@ -238,9 +226,10 @@ class LMAgent:
             if out is not None and self.updates > 0:
                 tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
             while self.progress < 1.0:
-                metrics, rollout = self._one_update()
+                done = self._advance()
+                metrics = done.metrics
                 tracker.log(metrics, step=self.updates, tokens=self.tokens)
-                tracker.samples(measures.samples(rollout, self.mdp), self.updates)
+                tracker.samples(done.samples, self.updates)
                 if out is not None and save_every and self.updates % save_every == 0:
                     self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
                 if callback is not None and callback(self, metrics) is False:
@@ -257,33 +246,34 @@ class LMAgent:
         }
         return run_info(seed=self.config.seed, hashes=hashes)
 
-    def _one_update(self) -> tuple[dict[str, float], Rollout]:
+    def one_update(self) -> Update:
+        """Texts and one update on them. An algorithm that trains on given data has its own."""
+        rollout, metrics = self.collect()
+        before = time.perf_counter()
+        metrics |= self.update(rollout)
+        metrics["perf/update_seconds"] = time.perf_counter() - before
+        return Update(metrics, int(rollout.lengths.sum()), len(rollout), measures.samples(rollout, self.mdp))
+
+    def _advance(self) -> Update:
         started = time.perf_counter()
         lr = self.current_lr()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        metrics: dict[str, float] = {"kl_coef": self.kl_coef, "lr": lr}
-        rollout, described = self.collect()
-        metrics |= described
-        before = time.perf_counter()
-        metrics |= self.update(rollout)
+        logged = {"kl_coef": self.kl_coef, "lr": lr}
+        done = self.one_update()
         self.updates += 1
         self.engine.update_weights(self.policy.lm, self.updates)
-        self.tokens += int(rollout.lengths.sum())
-        self.episodes += len(rollout)
-        now = time.perf_counter()
-        metrics |= {
-            "episode": self.episodes,
-            "perf/update_seconds": now - before,
-            "perf/tokens_per_second": int(rollout.lengths.sum()) / (now - started),
-        }
-        for key, value in metrics.items():
+        self.tokens += done.tokens
+        self.episodes += done.texts
+        rate = done.tokens / (time.perf_counter() - started)
+        done.metrics = logged | done.metrics | {"episode": self.episodes, "perf/tokens_per_second": rate}
+        for key, value in done.metrics.items():
             if not math.isfinite(value):
                 raise FloatingPointError(
                     f"{key} became {value} in update {self.updates}; the last checkpoint is as it was. "
                     "Lower learning_rate, or look at the samples of the updates before"
                 )
-        return metrics, rollout
+        return done
 
     # ---- acting --------------------------------------------------------------------------------------------------
 
@@ -369,8 +359,6 @@ class LMAgent:
             eye = torch.eye(n_states)
             allowed = None
             if self.mdp.top_k:
-                from lm_gym.decoding import top_k_ids
-
                 allowed = top_k_ids(self.mdp.reference.head(eye), self.mdp.top_k, lm.eos_ids)
             logits = restrict(lm.head(eye) / self.mdp.temperature, allowed=allowed)
             return torch.softmax(logits.double(), -1).numpy()
@@ -386,26 +374,7 @@ class LMAgent:
 
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint: what is trained, the optimizer, every random state, counters. No pickle."""
-        state = {
-            "agent": self.name,
-            "config": dataclasses.asdict(self.config),
-            "tokens": self.tokens,
-            "episodes": self.episodes,
-            "updates": self.updates,
-            "order": self._order,
-            "kl_coef": self.kl_coef,
-            "schedule": list(self._schedule),
-            "engine_rng": checkpoints.generator_state(self.engine.generator),
-            "rng": checkpoints.generator_state(self.generator),
-            "reference": self.mdp.reference.fingerprint(),
-            "extra": self.extra_state(),
-        }
-        tensors: dict[str, dict[str, torch.Tensor]] = {
-            "policy": self.optimizer.values(),
-            "optimizer": checkpoints.optimizer_tensors(self.optimizer, list(self.params)),
-            **self.extra_tensors(),
-        }
-        return checkpoints.save(folder, tensors, state)
+        return agent_state.save(self, folder)
 
     def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Groups of tensors that an algorithm adds to its checkpoint."""
@@ -421,40 +390,7 @@ class LMAgent:
         Raises:
             ValueError: if it is damaged, of another agent, or was trained against another reference.
         """
-        groups, state = checkpoints.load(checkpoints.latest(folder))
-        if state.get("agent") != cls.name:
-            raise ValueError(
-                f"{cls.__name__}.load expected a checkpoint of {cls.name!r}, got one of {state.get('agent')!r}"
-            )
-        missing = [key for key in STATE_KEYS if key not in state]
-        missing += [f"{name}.safetensors" for name in ("policy", "optimizer") if name not in groups]
-        if missing:
-            raise ValueError(f"checkpoint {folder} is damaged: {missing} are missing")
-        agent = cls(env, **{**state["config"], **overrides})
-        if state["reference"] != agent.mdp.reference.fingerprint():
-            warnings.warn(
-                "the environment's reference is not the one this checkpoint was trained against: KL is measured from "
-                "another place",
-                stacklevel=2,
-            )
-        saved = groups["policy"]
-        if set(saved) != set(agent.params):
-            odd = sorted(set(saved) ^ set(agent.params))[:3]
-            raise ValueError(f"checkpoint {folder} does not fit this agent's parameters: {odd} are on one side only")
-        for key, p in agent.params.items():
-            if p.shape != saved[key].shape:
-                raise ValueError(f"checkpoint {folder}: {key} expected {tuple(p.shape)}, got {tuple(saved[key].shape)}")
-        agent.optimizer.set_values(saved)
-        checkpoints.set_optimizer_tensors(agent.optimizer, list(agent.params), groups["optimizer"])
-        agent.tokens, agent.episodes, agent.updates = state["tokens"], state["episodes"], state["updates"]
-        agent._order = list(state["order"])
-        agent._schedule = (state["schedule"][0], state["schedule"][1])
-        checkpoints.set_generator_state(agent.engine.generator, state["engine_rng"])
-        checkpoints.set_generator_state(agent.generator, state["rng"])
-        agent.load_extra_state(state["extra"])
-        agent.load_extra_tensors(groups)
-        agent.engine.update_weights(agent.policy.lm, agent.updates)
-        return agent
+        return agent_state.load(cls, folder, env, overrides)
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = True) -> Path:
         """Write the policy as a plain ``transformers`` folder with its tokenizer; LoRA merged, or as an adapter."""

@@ -8,8 +8,9 @@ through ``env.step``.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
@@ -17,11 +18,12 @@ import numpy as np
 import torch
 from gymnasium import wrappers
 
-from lm_gym.decoding import Completion, restrict, sample
+from lm_gym.decoding import Completion, Engine, sample
 from lm_gym.env import LMAlignEnv
 from lm_gym.forward import pad_rows
 from lm_gym.mdp import STEP_LIMIT, AlignmentMDP, Scored
 from lm_gym.policy import Policy
+from lm_gym.prompts import Prompt
 from lm_gym.vector_env import LMAlignVectorEnv
 
 Env = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
@@ -81,6 +83,7 @@ def step_texts(
     kl_coef: float,
     generator: torch.Generator,
     seed: int | None = None,
+    prompts: Sequence[Prompt] | None = None,
 ) -> Stepped:
     """At least ``count`` whole texts by stepping a wrapped environment with the policy.
 
@@ -90,17 +93,48 @@ def step_texts(
     Args:
         kl_mode, kl_coef: what the environment inside pays while it is stepped; set back afterwards.
         seed: of the environment's first reset.
+        prompts: ``count`` prompts, in the order that the texts come back in; the rows must share them evenly. None:
+            the environment draws them.
     """
     base, _ = unwrap(env)
     stepper = base.stepper
     before = stepper.kl_mode, stepper.kl_coef
     stepper.kl_mode, stepper.kl_coef = kl_mode, kl_coef
+    if prompts is not None:
+        rows = getattr(env, "num_envs", 1)
+        if len(prompts) % rows:
+            raise ValueError(
+                f"batch_size expected a multiple of num_envs={rows} for groups of texts, got {len(prompts)}"
+            )
+        share = len(prompts) // rows
+        stepper.plans = {i: deque(prompts[i * share : (i + 1) * share]) for i in range(rows)}
     try:
-        if isinstance(env, gym.vector.VectorEnv):
-            return _Collection(env, policy, generator).run(count, seed)
-        return _Collection(_OneRow(env), policy, generator).run(count, seed)
+        inside = env if isinstance(env, gym.vector.VectorEnv) else _OneRow(env)
+        stepped = _Collection(inside, policy, generator).run(count, seed)
     finally:
         stepper.kl_mode, stepper.kl_coef = before
+        stepper.plans = {}
+    if prompts is not None and [c.prompt for c in stepped.completions] != list(prompts):
+        raise ValueError("a wrapper reset the environment between episodes: groups of texts expected their own prompts")
+    return stepped
+
+
+@torch.no_grad()
+def reference_scale(mdp: AlignmentMDP, n: int, *, seed: int) -> tuple[float, float]:
+    """Mean and standard deviation of the scores of n samples of the reference.
+
+    Raises:
+        ValueError: if they are all the same.
+    """
+    engine = Engine(mdp.reference, guide=mdp.reference, seed=seed)
+    prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(n)]
+    completions = batched_texts(mdp, engine, prompts, rows=256)
+    scores = mdp.judge(prompts, [c.tokens for c in completions], [c.finish_reason for c in completions])[0]
+    if scores.std() == 0:
+        raise ValueError(
+            f"normalize_scores expected scores that differ, got {scores[0]} for {n} samples of the reference"
+        )
+    return float(scores.mean()), float(scores.std())
 
 
 class _OneRow:
@@ -143,8 +177,7 @@ class _Collection:
             allowed = stepper.choices
             ages = torch.tensor([len(t) for t in stepper.tokens])
             no_eos = ages < self.mdp.min_new_tokens
-            logits = lm.head(hidden) / self.mdp.temperature
-            logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1).cpu()
+            logp = self.mdp.distribution(lm, hidden, allowed=allowed, no_eos=no_eos).cpu()
             tokens = sample(logp, torch.rand(n, generator=self.generator))
             chosen = logp.gather(-1, tokens[:, None]).squeeze(-1)
             values = self.policy.value(hidden).cpu() if self.policy.value_head is not None else torch.zeros(n)
@@ -263,8 +296,6 @@ def batched_texts(
     mdp: AlignmentMDP, engine: Any, prompts: Sequence[Any], *, rows: int | None = None
 ) -> list[Completion]:
     """Completions of an engine for prompt records, in their order, each with its record attached."""
-    from dataclasses import replace
-
     params = replace(mdp.generation_params, rows=rows)
     completions: list[Completion] = engine.generate([p.token_ids for p in prompts], params)
     for completion, prompt in zip(completions, prompts, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, SupportsFloat
 
@@ -156,7 +157,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        prompt = choose_prompt(self.mdp, self.np_random, options)
+        prompt = choose_prompt(self.mdp, self.np_random, options, self.stepper.plans.get(0))
         self.stepper.start([0], [prompt])
         self._last, self._nats = None, []
         if self.render_mode == "human":
@@ -232,8 +233,10 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def choose_prompt(mdp: AlignmentMDP, rng: np.random.Generator, options: Mapping[str, Any] | None) -> Prompt:
-    """The prompt that ``reset(options=...)`` asks for, or a random one."""
+def choose_prompt(
+    mdp: AlignmentMDP, rng: np.random.Generator, options: Mapping[str, Any] | None, plan: deque[Prompt] | None = None
+) -> Prompt:
+    """The prompt that ``reset(options=...)`` asks for, else the next of the row's plan, else a random one."""
     options = options or {}
     known = {"prompt_id"} if "prompt_id" in options else {"prompt", "columns"} if "prompt" in options else set()
     if set(options) - known:
@@ -248,7 +251,7 @@ def choose_prompt(mdp: AlignmentMDP, rng: np.random.Generator, options: Mapping[
         if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < len(mdp.prompts):
             raise ValueError(f"prompt_id expected a whole number from 0 to {len(mdp.prompts) - 1}, got {i!r}")
         return mdp.prompts[i]
-    return mdp.draw_prompt(rng)
+    return plan.popleft() if plan else mdp.draw_prompt(rng)
 
 
 def check_arguments(problem: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from lm_gym.decoding import Completion, GenerationParams, finish_reason
+from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.forward import by_length, pad_rows, pad_texts, response_hidden, token_logprobs
 from lm_gym.models import CausalLM, load_model
 from lm_gym.prompts import Prompt, load_prompts
@@ -28,6 +28,8 @@ STEP_LIMIT = 100_000
 """``max_episode_steps`` of the registered ids; ``max_new_tokens`` stays below it, so a TimeLimit never truncates."""
 SCORING_TOKENS = 16_384
 """Padded tokens in one pass of the reference when it scores whole texts."""
+HEAD_NUMBERS = 4_000_000
+"""Logits computed at once where no gradient is needed: 16 MB in float32."""
 
 
 @dataclass
@@ -227,6 +229,25 @@ class AlignmentMDP:
         late = np.array([r == "length" for r in reasons], dtype=np.float64)
         return result.scores - self.missing_eos_penalty * late, texts, result.extra, result.metrics
 
+    def distribution(
+        self,
+        lm: CausalLM,
+        hidden: torch.Tensor,
+        *,
+        allowed: torch.Tensor | None = None,
+        no_eos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """log π (n, V), float32, of a model at hidden states (n, d), at the problem's temperature.
+
+        Args:
+            allowed: (n, k) ids that may be chosen, None for all. no_eos: (n,) bool, where a text may not end yet.
+        """
+        logits = lm.head(hidden.to(lm.device, lm.dtype))
+        if self.temperature != 1.0:
+            logits = logits / self.temperature
+        allowed, no_eos = (None if x is None else x.to(lm.device) for x in (allowed, no_eos))
+        return torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
+
     @torch.no_grad()
     def reference_pass(
         self,
@@ -244,12 +265,16 @@ class AlignmentMDP:
         logprobs = torch.zeros(len(tokens), width)
         states = torch.zeros(len(tokens), width, lm.hidden_size) if hidden else None
         for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
-            ids, mask, _ = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
-            t = max(len(tokens[i]) for i in batch)
-            ids, mask = ids.to(lm.device), mask.to(lm.device)
-            h = response_hidden(lm, ids, mask, t)
-            logp = torch.log_softmax(lm.head(h) / self.temperature, -1)
-            logprobs[batch, :t] = token_logprobs(logp, ids[:, -t:].clamp(max=lm.vocab_size - 1)).cpu()
+            ids, mask, responses = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
+            t = responses.shape[1]
+            h = response_hidden(lm, ids.to(lm.device), mask.to(lm.device), t)
+            flat, chosen = h[responses.to(lm.device)], ids[:, -t:][responses].to(lm.device)
+            step = max(1, HEAD_NUMBERS // lm.vocab_size)
+            found = [
+                token_logprobs(self.distribution(lm, x), y)
+                for x, y in zip(flat.split(step), chosen.split(step), strict=True)
+            ]
+            logprobs[batch, :t] = torch.zeros(responses.shape).masked_scatter(responses, torch.cat(found).cpu())
             if states is not None:
                 states[batch, :t] = h.float().cpu()
         return logprobs, states

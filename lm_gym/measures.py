@@ -8,13 +8,10 @@ import numpy as np
 import torch
 
 from lm_gym import kl
-from lm_gym.decoding import restrict
-from lm_gym.mdp import AlignmentMDP
+from lm_gym.losses import entropy
+from lm_gym.mdp import HEAD_NUMBERS, AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.rollout import Rollout
-
-HEAD_NUMBERS = 4_000_000
-"""Logits computed at once where whole distributions are compared: 16 MB in float32."""
 
 
 @torch.no_grad()
@@ -29,18 +26,13 @@ def distributions(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> tuple[to
     rows, cols = mask.nonzero(as_tuple=True)
     for at in torch.arange(len(rows)).split(max(1, HEAD_NUMBERS // lm.vocab_size)):
         b, t = rows[at], cols[at]
-        logits = _logits(lm, rollout.hidden[b, t]) / mdp.temperature
-        allowed = None if rollout.allowed is None else rollout.allowed[b, t].to(lm.device)
-        no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t].to(lm.device)
-        logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
-        ref_logp = torch.log_softmax(_logits(ref, rollout.ref_hidden[b, t]) / mdp.temperature, -1)
+        allowed = None if rollout.allowed is None else rollout.allowed[b, t]
+        no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t]
+        logp = mdp.distribution(lm, rollout.hidden[b, t], allowed=allowed, no_eos=no_eos)
+        ref_logp = mdp.distribution(ref, rollout.ref_hidden[b, t])
         kls[b, t] = kl.exact(logp, ref_logp).cpu()
-        entropies[b, t] = torch.special.entr(logp.exp()).sum(-1).cpu()
+        entropies[b, t] = entropy(logp).cpu()
     return kls, entropies
-
-
-def _logits(lm: CausalLM, hidden: torch.Tensor) -> torch.Tensor:
-    return lm.head(hidden.to(lm.device, lm.dtype))
 
 
 def describe(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> dict[str, float]:

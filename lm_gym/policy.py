@@ -88,26 +88,30 @@ class Policy(nn.Module):
     Args:
         mdp: the problem; the policy starts as a copy of its ``model``.
         critic: "shared" (a linear value head on the policy's trunk), "separate" (a trunk of its own that starts as the
-            policy), the folder of a reward model to start a separate critic from, or "none".
+            policy), the folder of a reward model to start a separate critic from, or "none" (default).
         lora_rank: above 0: LoRA of this rank on every linear layer of the trunk; the weights below are the reference's
             own tensors. lora_alpha: its scale; None: twice the rank.
         frozen_layers: the embeddings and so many lower layers stay the reference's own tensors.
+        frozen: nothing is trained: the policy is what policies start from.
     """
 
     def __init__(
         self,
         mdp: AlignmentMDP,
         *,
-        critic: str = "shared",
+        critic: str = "none",
         lora_rank: int = 0,
         lora_alpha: float | None = None,
         frozen_layers: int = 0,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         self.mdp = mdp
         if lora_rank and frozen_layers:
             raise ValueError("lora_rank and frozen_layers expected one of the two, got both: LoRA freezes every layer")
-        if lora_rank:
+        if frozen:
+            self.lm = mdp.initial_policy(share=lambda lm: lm.parameters()).freeze()
+        elif lora_rank:
             self.lm = mdp.initial_policy(share=lambda lm: lm.parameters())
             add_lora(self.lm, lora_rank, 2.0 * lora_rank if lora_alpha is None else lora_alpha)
         elif frozen_layers:
@@ -139,6 +143,27 @@ class Policy(nn.Module):
         if self.critic is not None:
             return logits, self.critic(input_ids, attention_mask, response_length)
         return logits, None if self.value_head is None else self.value(hidden)
+
+    def at_tokens(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Hidden states (n, d) and values (n,) or None before each of the n response tokens of (B, T) ``mask``."""
+        t = response_mask.shape[1]
+        hidden = response_hidden(self.lm, input_ids, attention_mask, t)[response_mask]
+        if self.critic is not None:
+            return hidden, self.critic(input_ids, attention_mask, t)[response_mask]
+        return hidden, None if self.value_head is None else self.value(hidden)
+
+    def centre_values(self, by: float) -> None:
+        """Add a constant to every value.
+
+        The mean of the returns moves faster than Adam's steps move a bias, and a linear head that has to follow it by
+        its weights pays with variance: explained variance -.8 instead of 0 on ``tiny``.
+        """
+        head = self.critic.head if self.critic is not None else self.value_head
+        assert head is not None
+        with torch.no_grad():
+            head.bias += by
 
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Values (...) of hidden states (..., d) by the shared head."""

@@ -62,6 +62,20 @@ class Rollout:
         """(B,) tokens of each response."""
         return self.response_mask.sum(-1)
 
+    def token_lists(self) -> tuple[list[list[int]], list[list[int]]]:
+        """The ids of every prompt and every response, without padding."""
+        width = self.response_mask.shape[1]
+        prompts, responses = [], []
+        for ids, seen, length in zip(self.input_ids, self.attention_mask, self.lengths.tolist(), strict=True):
+            prompts.append(ids[:-width][seen[:-width].bool()].tolist())
+            responses.append(ids[-width:][:length].tolist())
+        return prompts, responses
+
+    def rescale_scores(self, mean: float, std: float) -> None:
+        """Pay (score − mean)/std in place of the score; ``scores`` stay what the judge said."""
+        assert self.scores is not None
+        self.rewards[torch.arange(len(self)), self.lengths - 1] += (self.scores - mean) / std - self.scores
+
     def select(self, index: torch.Tensor) -> Rollout:
         """The texts of ``index`` (b,), with the padding that all of them have cut off."""
         width, t = self.response_mask.shape[1], int(self.lengths[index].max())

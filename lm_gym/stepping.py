@@ -5,6 +5,7 @@ Both environments are thin shells around :class:`Stepper` (one row, or many), so
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,6 +90,7 @@ class Stepper:
         self.mdp, self.n, self.lm = mdp, n, mdp.reference
         self.kl_mode, self.observation_mode, self.action_mode = kl_mode, observation_mode, action_mode
         self.kl_coef = mdp.kl_coef
+        self.plans: dict[int, deque[Prompt]] = {}  # by row: prompts that its next episodes take, for groups of texts
         self.width = mdp.longest_prompt + mdp.max_new_tokens
         self._allocate()
         eos = torch.zeros(self.lm.vocab_size, dtype=torch.bool)

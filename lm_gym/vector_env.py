@@ -149,7 +149,8 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
                 raise ValueError(f"options['prompt_id'] expected one number or {self.num_envs}, got {len(ids)}")
             prompts = [choose_prompt(self.mdp, self.rngs[i], {**options, "prompt_id": ids[i]}) for i in rows]
         else:
-            prompts = [choose_prompt(self.mdp, self.rngs[i], options) for i in rows]
+            plans = self.stepper.plans
+            prompts = [choose_prompt(self.mdp, self.rngs[i], options, plans.get(i)) for i in rows]
         self.stepper.start(rows, prompts)
         self.waiting[rows] = False
         info: dict[str, Any] = {}

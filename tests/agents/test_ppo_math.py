@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from small_models import small_lm, small_mdp
 
 from lm_gym import kl
 from lm_gym.agents import PPO
-from lm_gym.agents.ppo import policy_loss, value_loss, weights
 from lm_gym.env import LMAlignEnv
+from lm_gym.losses import policy_loss, value_loss, weights
+from lm_gym.policy_gradient import Minibatch, gradient
+from lm_gym.rollout import Rollout
 
 
 def agent(lm: Any = None, *, problem: dict[str, Any] | None = None, **config: Any) -> PPO:
@@ -20,6 +23,12 @@ def agent(lm: Any = None, *, problem: dict[str, Any] | None = None, **config: An
     top_k = (problem or {}).get("top_k")
     mdp = small_mdp(lm, **(problem or {}))
     return PPO(LMAlignEnv(mdp=mdp, action_mode="full" if top_k is None else "top_k", top_k=top_k), **config)
+
+
+def minibatch(ppo: PPO, rollout: Rollout, index: torch.Tensor, *, first: bool = False) -> dict[str, float]:
+    """Adds up the gradient of some texts of a rollout, as an update does."""
+    advantages, returns = ppo.advantages(rollout)
+    return gradient(ppo, rollout, index, lambda b: ppo.loss(b, advantages, returns, rollout.values), first=first)
 
 
 def gradients(ppo: PPO) -> dict[str, torch.Tensor]:
@@ -72,8 +81,7 @@ def test_micro_batches_give_the_gradient_of_the_minibatch(aggregation: str, kl_i
     for micro in (None, 1, 3):
         ppo = agent(small_lm(), micro_batch_size=micro, **config)
         rollout, _ = ppo.collect()
-        advantages, returns = ppo.advantages(rollout)
-        stats = ppo._minibatch(rollout, torch.arange(8), advantages, returns, first=True)
+        stats = minibatch(ppo, rollout, torch.arange(8), first=True)
         found.append((gradients(ppo), stats))
     (whole, stats), *others = found
     size = max(float(g.abs().max()) for g in whole.values())
@@ -104,7 +112,10 @@ def test_the_whole_loss_by_hand() -> None:
     index = torch.tensor([0, 5, 3])
     share = torch.zeros(rollout.response_mask.shape)
     share[index] = weights(rollout.response_mask[index], "token_mean")
-    loss, stats = ppo._loss(rollout.select(index), index, advantages, returns, share, first=False)
+    batch = Minibatch(ppo, rollout, index, share, 1.0)
+    loss, _ = ppo.loss(batch, advantages, returns, rollout.values)
+    more, stats = ppo.kl_control.in_the_loss(batch)
+    loss = loss + more
 
     total, count, kls = 0.0, 0, 0.0
     for i in index.tolist():
@@ -130,8 +141,8 @@ def test_the_whole_loss_by_hand() -> None:
         kls += float(k3.sum())
         count += n
     assert float(loss.detach()) == pytest.approx(total / count, abs=2e-5)
-    assert stats["loss/kl_avg"] == pytest.approx(kls / count, abs=1e-5)  # before β
-    assert stats["loss/kl_avg"] > 1e-4
+    assert stats["loss/kl_avg"].item() == pytest.approx(kls / count, abs=1e-5)  # before β
+    assert stats["loss/kl_avg"].item() > 1e-4
 
 
 def test_advantages_end_with_the_text() -> None:
@@ -156,7 +167,8 @@ def test_no_gradient_comes_from_behind_the_end() -> None:
             for x in (advantages, returns, rollout.values, rollout.logprobs, rollout.ref_logprobs):
                 x[behind] = 7.0
             rollout.input_ids[:, -behind.shape[1] :][behind] = 5
-        ppo._minibatch(rollout, torch.arange(16), advantages, returns, first=False)
+        loss = partial(ppo.loss, advantages=advantages, returns=returns, old_values=rollout.values)
+        gradient(ppo, rollout, torch.arange(16), loss)
         found.append(gradients(ppo))
     for key, g in found[0].items():
         torch.testing.assert_close(found[1][key], g, atol=1e-6, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Every option of PPO trains: the score on fresh texts, the first ratio, the reference's bytes, and its own promise."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from lm_gym.adam import Adam32
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.policy_gradient import gradient
 from lm_gym.rollout import Rollout
 from lm_gym.tracking import METRICS
 
@@ -300,16 +302,16 @@ def test_the_adaptive_coefficient_steers_to_its_target(kl_in: str) -> None:
 
 def test_the_ema_reference_follows_and_is_what_is_paid() -> None:
     agent = ppo(environment(problem()), kl_reference="ema", ema_decay=0.5, kl_coef=0.5)
-    start = [p.clone() for p in agent.ema.parameters()]
+    start = [p.clone() for p in agent.kl_control.ema.parameters()]
     agent.learn(600)
     moved = [float((p.detach() - q).norm()) for p, q in zip(agent.policy.lm.parameters(), start, strict=True)]
-    behind = [float((p - q).norm()) for p, q in zip(agent.ema.parameters(), start, strict=True)]
+    behind = [float((p - q).norm()) for p, q in zip(agent.kl_control.ema.parameters(), start, strict=True)]
     assert all(0 < b < m for b, m in zip(behind, moved, strict=True))
     rollout, metrics = agent.collect()
     n = int(rollout.lengths[0])
     ids = rollout.input_ids[0][rollout.attention_mask[0].bool()]
     with torch.no_grad():
-        logits = agent.ema.model(input_ids=ids[None]).logits[0, -n - 1 : -1]
+        logits = agent.kl_control.ema.model(input_ids=ids[None]).logits[0, -n - 1 : -1]
     ema = torch.log_softmax(logits, -1).gather(-1, ids[-n:, None])[:, 0]
     want = -0.5 * (rollout.logprobs[0, :n] - ema)
     want[-1] += rollout.scores[0]
@@ -321,10 +323,10 @@ def test_the_ema_reference_follows_and_is_what_is_paid() -> None:
 
 def test_what_an_update_moves_ema_after_by_hand() -> None:
     agent = ppo(environment(problem()), kl_reference="ema", ema_decay=0.9, batch_size=8, minibatch_size=8)
-    slow = [p.clone() for p in agent.ema.parameters()]
+    slow = [p.clone() for p in agent.kl_control.ema.parameters()]
     rollout, _ = agent.collect()
     agent.update(rollout)
-    for old, now, fast in zip(slow, agent.ema.parameters(), agent.policy.lm.parameters(), strict=True):
+    for old, now, fast in zip(slow, agent.kl_control.ema.parameters(), agent.policy.lm.parameters(), strict=True):
         torch.testing.assert_close(now, 0.9 * old + 0.1 * fast.detach(), atol=1e-6, rtol=1e-5)
 
 
@@ -379,7 +381,8 @@ def test_from_steps_and_from_completions_give_one_loss() -> None:
     losses = []
     for r in (rollout, made):
         advantages, returns = agent.advantages(r)
-        stats = agent._minibatch(r, torch.arange(8), advantages, returns, first=True)
+        loss = partial(agent.loss, advantages=advantages, returns=returns, old_values=r.values)
+        stats = gradient(agent, r, torch.arange(8), loss, first=True)
         losses.append([stats, [p.grad.clone() for p in agent.params.values() if p.grad is not None]])
         agent.optimizer.zero_grad()
     assert losses[0][0] == pytest.approx(losses[1][0], abs=1e-6)

@@ -1,0 +1,94 @@
+"""The configuration fields that every agent has, and how they are checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Config = TypeVar("Config", bound="AgentConfig")
+
+
+@dataclasses.dataclass
+class AgentConfig:
+    """Fields that every agent has. Lengths are in tokens, KL in nats."""
+
+    batch_size: int = 128
+    """Texts an update."""
+    learning_rate: float | None = None
+    """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table."""
+    lr_schedule: str = "linear"
+    """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm."""
+    kl_coef: float | None = None
+    """β, reward per nat; None: the environment's."""
+    lora_rank: int = 0
+    """Above 0: train LoRA adapters of this rank; the weights below stay the reference's own tensors."""
+    lora_alpha: float | None = None
+    """LoRA's scale; None: twice the rank."""
+    frozen_layers: int = 0
+    """The embeddings and so many lower layers stay frozen, the reference's own tensors."""
+    rows: int | None = None
+    """Texts that decode at once, the rest refilling finished rows; None: all."""
+    seed: int = 0
+    """Of every draw the agent makes."""
+
+
+BOUNDS: dict[str, tuple[float, float]] = {
+    "batch_size": (1, float("inf")),
+    "learning_rate": (0, float("inf")),
+    "max_grad_norm": (1e-12, float("inf")),
+    "kl_coef": (0, float("inf")),
+    "lora_rank": (0, float("inf")),
+    "frozen_layers": (0, float("inf")),
+    "rows": (1, float("inf")),
+    "micro_batch_size": (1, float("inf")),
+    "epochs": (1, float("inf")),
+    "gamma": (0, 1),
+    "lam": (0, 1),
+    "clip_range": (1e-9, float("inf")),
+    "clip_range_high": (1e-9, float("inf")),
+    "clip_range_value": (1e-9, float("inf")),
+    "vf_coef": (0, float("inf")),
+    "ema_decay": (0, 1),
+    "ent_coef": (0, float("inf")),
+    "normalize_scores": (0, float("inf")),
+    "ratio_tolerance": (0, float("inf")),
+    "group_size": (2, float("inf")),
+}
+"""Smallest and largest value of a field, in whatever config it stands; None is always allowed where it is a default."""
+
+
+def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Config:
+    """A config from keyword arguments, each checked on its own.
+
+    Raises:
+        ValueError: an unknown field (with the nearest known one), or a value out of its bounds.
+    """
+    known = {f.name for f in dataclasses.fields(kind)}
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
+            raise ValueError(f"{owner} has no field {key!r}; {hint}")
+    config = kind(**given)
+    for key in known & set(BOUNDS):
+        value, (low, high) = getattr(config, key), BOUNDS[key]
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{key} expected {low:g} to {high:g}, got {value!r}")
+    check_choice("lr_schedule", config.lr_schedule, ("linear", "cosine", "constant"))
+    minibatch = getattr(config, "minibatch_size", None)
+    if minibatch is not None and not 1 <= minibatch <= config.batch_size:
+        raise ValueError(f"minibatch_size expected 1 to batch_size={config.batch_size}, got {minibatch}")
+    group = getattr(config, "group_size", 1)
+    if config.batch_size % group:
+        raise ValueError(f"batch_size expected a multiple of group_size={group}, got {config.batch_size}")
+    return config
+
+
+def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    """Refuse a value that is none of the known ones."""
+    if value not in known:
+        raise ValueError(f"{name} expected one of {known}, got {value!r}")

@@ -1,0 +1,59 @@
+"""Losses per token and how they are averaged: tensors in, tensors out. Shapes are (n,) or (B, T), whatever comes."""
+
+from __future__ import annotations
+
+import torch
+
+AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
+
+
+def policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    clip_range: float,
+    clip_range_high: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), and where the clip took hold.
+
+        −min(ρ·A, clip(ρ, 1 − ε, 1 + ε_high)·A),    ρ = π(a_t|s_t)/π_old(a_t|s_t)
+
+    Args:
+        logprobs, old_logprobs, advantages: one number a token, one shape.
+        clip_range: ε. clip_range_high: ε_high (DAPO's clip-higher, arXiv:2503.14476); None: ε.
+    """
+    high = clip_range if clip_range_high is None else clip_range_high
+    ratio = (logprobs - old_logprobs).exp()
+    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + high)
+    return torch.maximum(free, clipped), clipped > free
+
+
+def value_loss(
+    values: torch.Tensor, old_values: torch.Tensor, returns: torch.Tensor, clip_range: float | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """½·max((V − ret)², (clip(V, V_old ± ε) − ret)²) per token, and where the clip took hold."""
+    free = (values - returns).square()
+    if clip_range is None:
+        return 0.5 * free, torch.zeros_like(free, dtype=torch.bool)
+    near = old_values + (values - old_values).clamp(-clip_range, clip_range)
+    clipped = (near - returns).square()
+    return 0.5 * torch.maximum(free, clipped), clipped > free
+
+
+def weights(mask: torch.Tensor, aggregation: str) -> torch.Tensor:
+    """(B, T) weights w with loss = Σ w·token loss, for a minibatch's response mask (B, T).
+
+    token_mean: 1/Σ_i T_i.  sequence_mean: 1/(B·T_i).  sequence_sum: 1/B.
+    """
+    m = mask.float()
+    if aggregation == "token_mean":
+        return m / m.sum()
+    if aggregation == "sequence_mean":
+        return m / m.sum(-1, keepdim=True).clamp(min=1) / len(m)
+    return m / len(m)
+
+
+def entropy(logp: torch.Tensor) -> torch.Tensor:
+    """−Σ_a π(a|s)·log π(a|s), (...) in nats, of log-probs (..., V); −inf where π may not choose."""
+    p = logp.exp()
+    return -(p * logp.masked_fill(p == 0, 0.0)).sum(-1)

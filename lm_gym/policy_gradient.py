@@ -1,0 +1,187 @@
+"""What policy-gradient agents share: configuration fields, and passes over a rollout in minibatches of whole texts.
+
+An algorithm hands :func:`fit` a loss of one :class:`Minibatch`. Everything around it stands here once: the forward
+pass, the restriction of the choice, the weights of the average, KL or entropy in the loss, gradient clipping, the
+optimizer, diagnostics.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+
+from lm_gym.agent_config import AgentConfig
+from lm_gym.forward import token_logprobs
+from lm_gym.losses import weights
+from lm_gym.rollout import Rollout
+
+if TYPE_CHECKING:
+    from lm_gym.agent import LMAgent
+
+Stats = dict[str, torch.Tensor]
+Loss = Callable[["Minibatch"], tuple[torch.Tensor, Stats]]
+
+
+@dataclass
+class PolicyGradientConfig(AgentConfig):
+    """Fields of every policy-gradient agent, beside those of :class:`lm_gym.agent_config.AgentConfig`."""
+
+    minibatch_size: int | None = None
+    """Texts an optimizer step; None: the whole batch."""
+    micro_batch_size: int | None = None
+    """Texts a forward pass, the gradients adding up to the minibatch's; None: the minibatch. Saves memory only."""
+    aggregation: str = "token_mean"
+    """"token_mean" over the minibatch, "sequence_mean" (1/length), or "sequence_sum" (sum a text, mean of them)."""
+    kl_in: str = "reward"
+    """Where KL is paid: "reward" (−β·(log π − log π_ref) a token, without bias), "loss" (+β·estimator), or "entropy"
+    (reward β·log π_ref, −β·entropy in the loss)."""
+    kl_estimator: str = "k2"
+    """With kl_in="loss": "k1", "k2", "k3", or "exact" (per state, over the vocabulary)."""
+    kl_target: float | None = None
+    """Nats a text that an adaptive coefficient steers to; None: the coefficient is fixed."""
+    kl_horizon: int = 10_000
+    """Texts over which the adaptive coefficient moves by its error."""
+    kl_reference: str = "initial"
+    """What KL is paid against: "initial" (the environment's reference) or "ema" (a slow copy of the policy)."""
+    ema_decay: float = 0.95
+    """Share of the slow copy that an update keeps."""
+    ent_coef: float = 0.0
+    """Weight of an entropy bonus in the loss. Not a substitute for KL: it biases the end point."""
+    normalize_scores: int = 0
+    """Above 0: scores to mean 0 and standard deviation 1 of so many samples of the reference. Rescales β."""
+    ratio_tolerance: float = 1e-3
+    """|log ratio| of the first minibatch above which a warning names the worst token (.5 in 16-bit)."""
+
+
+class Minibatch:
+    """The n response tokens of some texts, with what the policy says of them now. Everything is flat, (n, ...).
+
+    Attributes:
+        texts: (b,) which texts of the rollout. text: (n,) which of these b each token belongs to.
+        logprobs: (n,) log π of the tokens, with gradient. old_logprobs: (n,) while decoding.
+        values: (n,) or None, with gradient. weights: (n,) what the mean of token losses weighs each by.
+    """
+
+    def __init__(
+        self, agent: LMAgent, rollout: Rollout, index: torch.Tensor, share: torch.Tensor, total: float
+    ) -> None:
+        self.agent, self.texts, self.part, self.total = agent, index, rollout.select(index), total
+        self.device = agent.policy.lm.device
+        self.mask = self.part.response_mask
+        self.text = self.mask.nonzero()[:, 0].to(self.device)
+        part = self.part
+        self.hidden, self.values = agent.policy.at_tokens(
+            part.input_ids.to(self.device), part.attention_mask.to(self.device), self.mask.to(self.device)
+        )
+        self.weights = self.take(share)
+        self.old_logprobs = self.part.logprobs[self.mask].to(self.device)
+        self.tokens = self.part.tokens[self.mask].to(self.device)
+        self.logprobs = token_logprobs(self.logp, self.tokens)
+
+    @cached_property
+    def logp(self) -> torch.Tensor:
+        """(n, V) log π(·|s) over what may be chosen, with gradient."""
+        allowed, no_eos = (
+            None if x is None else x[self.mask].to(self.device) for x in (self.part.allowed, self.part.no_eos)
+        )
+        return self.agent.mdp.distribution(self.agent.policy.lm, self.hidden, allowed=allowed, no_eos=no_eos)
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, ...) of something that the whole rollout has for every token, (B, T, ...), or every text, (B,)."""
+        if x.dim() == 1:
+            return x[self.texts].to(self.device)[self.text]
+        return x[self.texts, : self.mask.shape[1]][self.mask].to(self.device)
+
+    def sums(self, x: torch.Tensor) -> torch.Tensor:
+        """(b,) sums of (n,) over each text."""
+        return torch.zeros(len(self.texts), device=self.device, dtype=x.dtype).index_add(0, self.text, x)
+
+    def mean(self, x: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of a token loss (n,): this micro-batch's part of the minibatch's mean."""
+        return (self.weights * x).sum()
+
+    def share(self, x: torch.Tensor) -> torch.Tensor:
+        """The weighted mean of what is logged (n,), whose weights add up to 1 over the minibatch's parts."""
+        return self.mean(x.detach().float()) / self.total
+
+
+def fit(agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1) -> dict[str, float]:
+    """Passes over a rollout in minibatches; returns the means of what they logged.
+
+    Args:
+        loss: of a minibatch: a scalar with gradient (a weighted sum over its tokens, so that micro-batches add up), and
+            weighted sums to log. The KL or entropy that ``kl_in`` puts in the loss is added here.
+    """
+    c = agent.config
+    assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
+    stats: list[dict[str, float]] = []
+    for _ in range(epochs):
+        order = torch.randperm(len(rollout), generator=agent.generator)
+        for index in order.split(c.minibatch_size or len(rollout)):
+            stats.append(gradient(agent, rollout, index, loss, first=not stats))
+            norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), c.max_grad_norm)
+            stats[-1]["grad/norm"] = float(norm)
+            agent.optimizer.step()
+            agent.optimizer.zero_grad(set_to_none=True)
+    agent.kl_control.after_update(rollout)
+    out = {key: sum(s[key] for s in stats) / len(stats) for key in stats[-1]}
+    if len(stats) > 1:
+        out["val/ratio_var"] = float(torch.tensor([s["val/ratio"] for s in stats]).var())
+    out["val/first_ratio_error"] = stats[0]["val/first_ratio_error"]
+    return out
+
+
+def gradient(
+    agent: LMAgent, rollout: Rollout, index: torch.Tensor, loss: Loss, *, first: bool = False
+) -> dict[str, float]:
+    """Adds up the gradient of one minibatch of texts (b,), in micro-batches whose weights make the minibatch's."""
+    c = agent.config
+    assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
+    share = torch.zeros(rollout.response_mask.shape)
+    share[index] = weights(rollout.response_mask[index], c.aggregation)
+    size = float(share.sum())
+    total: dict[str, float] = {}
+    for part in index.split(c.micro_batch_size or len(index)):
+        batch = Minibatch(agent, rollout, part, share, size)
+        value, stats = loss(batch)
+        more, kl_stats = agent.kl_control.in_the_loss(batch)
+        (value if more is None else value + more).backward()  # type: ignore[no-untyped-call]
+        stats = stats | kl_stats | _ratios(batch)
+        if first:
+            _check_ratio(agent, batch, c.ratio_tolerance)
+        for key, number in zip(stats, torch.stack([x.detach().float() for x in stats.values()]).tolist(), strict=True):
+            worst = key == "val/first_ratio_error"
+            total[key] = max(total.get(key, 0.0), number) if worst else total.get(key, 0.0) + number
+    return total
+
+
+def _ratios(batch: Minibatch) -> Stats:
+    log_ratio = (batch.logprobs - batch.old_logprobs).detach()
+    return {
+        "policy/approxkl_avg": batch.share(0.5 * log_ratio.square()),
+        "val/ratio": batch.share(log_ratio.exp()),
+        "val/first_ratio_error": log_ratio.abs().max(),
+    }
+
+
+def _check_ratio(agent: LMAgent, batch: Minibatch, tolerance: float) -> None:
+    """Before the first step old and new log-probs are of the same weights: they must be equal up to rounding."""
+    if agent.policy.lm.dtype != torch.float32:
+        tolerance = max(tolerance, 0.5)
+    error = (batch.logprobs - batch.old_logprobs).detach().abs()
+    if float(error.max()) <= tolerance:
+        return
+    at = int(error.argmax())
+    text, place = batch.mask.nonzero()[at].tolist()
+    token = int(batch.tokens[at])
+    warnings.warn(
+        f"the ratio of the first minibatch is not 1: token {place} ({token}, {agent.policy.lm.decode([token])!r}) of "
+        f"{(batch.part.texts or [''] * len(batch.texts))[text]!r} had log-prob {float(batch.old_logprobs[at]):.5f} "
+        f"while decoding and has {float(batch.logprobs[at]):.5f} now",
+        stacklevel=2,
+    )

@@ -1,0 +1,39 @@
+"""Values that decoding did not record: of a critic with a trunk of its own, and of texts that a wrapper cut off."""
+
+from __future__ import annotations
+
+import torch
+
+from lm_gym.policy import Policy
+from lm_gym.rollout import Rollout
+
+AT_ONCE = 64
+"""Texts in one pass."""
+
+
+@torch.no_grad()
+def critic_values(policy: Policy, rollout: Rollout) -> torch.Tensor:
+    """(B, T) values of the states before each response token, by a separate critic."""
+    assert policy.critic is not None
+    out = torch.zeros(rollout.response_mask.shape)
+    for at in torch.arange(len(rollout)).split(AT_ONCE):
+        part = rollout.select(at)
+        t, device = part.response_mask.shape[1], policy.lm.device
+        values = policy.critic(part.input_ids.to(device), part.attention_mask.to(device), t)
+        out[at, :t] = values.cpu() * part.response_mask
+    return out
+
+
+@torch.no_grad()
+def values_after(policy: Policy, rollout: Rollout) -> torch.Tensor:
+    """(B,) V of the state that a text was cut off in, by a wrapper; 0 for those that ended."""
+    out = torch.zeros(len(rollout))
+    cut = torch.tensor([i for i, reason in enumerate(rollout.finish_reasons or []) if reason == "cut"])
+    for at in cut.split(AT_ONCE):
+        part, device = rollout.select(at), policy.lm.device
+        # one column more, never attended to by what is read: the state before it is the one after the last token
+        ids, seen = (torch.nn.functional.pad(x, (0, 1)).to(device) for x in (part.input_ids, part.attention_mask))
+        _, values = policy(ids, seen, part.response_mask.shape[1] + 1)
+        assert values is not None
+        out[at] = values.cpu()[torch.arange(len(at)), part.lengths]
+    return out
