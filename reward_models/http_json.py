@@ -106,7 +106,7 @@ def _received(opener: urllib.request.OpenerDirector, request: urllib.request.Req
 def _decoded(received: bytes) -> Any:
     try:
         return json.loads(received)
-    except ValueError as error:  # also bytes that are no UTF-8
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8, and lists in lists without end
         raise BadAnswer(f"the answer is not JSON ({error}): {received[:80]!r}") from error
 
 

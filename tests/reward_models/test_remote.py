@@ -1,6 +1,5 @@
 """lm_gym.reward_models.remote against a real HTTP server on loopback that fails in every way that a server can."""
 
-import json
 import math
 import threading
 import time
@@ -8,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
+from scripted_server import Server
 
 from lm_gym.reward_models import http_json
 from lm_gym.reward_models.http_json import NoAnswer, ask
@@ -16,51 +16,6 @@ from lm_gym.rewards import RewardModelError, load_reward_model, reward_model_nam
 
 PROMPTS = ["first ", "second ", "third "]
 COMPLETIONS = ["a", "bb", "ccc"]
-
-
-class Server:
-    """Answers with the next of its scripted answers, the last one for ever, and keeps the questions."""
-
-    def __init__(self):
-        self.answers, self.questions, self.headers, self.times = [], [], [], []
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.questions.append(body)
-                outer.headers.append(dict(self.headers))
-                outer.times.append(time.monotonic())
-                answer = outer.answers.pop(0) if len(outer.answers) > 1 else outer.answers[0]
-                answer = answer(body) if callable(answer) else answer
-                if isinstance(answer, float):  # late
-                    time.sleep(answer)
-                    answer = {"rewards": [0.0] * len(body.get("query", []))}
-                status, headers, content = answer if isinstance(answer, tuple) else (200, {}, answer)
-                content = content if isinstance(content, bytes) else json.dumps(content).encode()
-                try:
-                    self.send_response(status)
-                    for key, value in headers.items():
-                        self.send_header(key, value)
-                    if "Content-Length" not in headers:
-                        self.send_header("Content-Length", str(len(content)))
-                    self.end_headers()
-                    self.wfile.write(content)
-                except OSError:  # the client gave up
-                    pass
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
@@ -335,7 +290,7 @@ def test_a_probability_of_zero_has_no_logarithm(server):
     ("url", "options", "message"),
     [
         ("localhost:5000/get_reward", {}, "is no URL"),
-        ("http://host/score", {}, r"dialect is 'score'; expected get_reward or classify"),
+        ("http://host/judge", {}, r"dialect is 'judge'; expected one of get_reward, classify"),
         ("http://host/score", {"dialect": "tei"}, "dialect is 'tei'"),
         ("http://host/classify", {"output": "probs"}, "expected one of prob, logit, logprob"),
         ("http://host/classify", {"timeout": 0}, "expected timeout > 0"),
