@@ -61,6 +61,7 @@ class Classifier:
             raise ValueError(f"classifier: batch_size is {batch_size}; expected at least 1")
         self.output, self.text, self.batch_size = output, text, batch_size
         self.name = f"hf:{model}" if isinstance(model, str) else f"{type(self).__module__}:{type(model).__qualname__}"
+        self.__name__ = self.name  # TRL logs rewards/<__name__>: two classifiers have two
         if isinstance(model, str):
             model, tokenizer = _loaded(model, tokenizer, device, dtype, revision)
         elif tokenizer is None:
@@ -72,7 +73,7 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
-        tokens = [self._tokens(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        tokens = [self.tokens(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
         size = self.batch_size if self._pad is not None else 1  # without one, transformers takes no batch
         scores = [0.0] * len(tokens)
@@ -81,7 +82,7 @@ class Classifier:
         try:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                logits = self._logits([tokens[row] for row in rows])
+                logits = self.logits([tokens[row] for row in rows])
                 for row, score in zip(rows, self._chosen(logits).tolist(), strict=True):
                     scores[row] = score
         finally:
@@ -96,7 +97,8 @@ class Classifier:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _tokens(self, prompt: Text, completion: Text) -> list[int]:
+    def tokens(self, prompt: Text, completion: Text) -> list[int]:
+        """Token ids of a text as the model is given it, at least one and at most `max_length`."""
         if self.text == "prompt+completion" and not isinstance(completion, str):
             messages = [*([prompt] if isinstance(prompt, str) else prompt), *completion]
             if not getattr(self.tokenizer, "chat_template", None):
@@ -139,7 +141,7 @@ class Classifier:
         pad = self.model.config.get_text_config().pad_token_id
         return None if pad is None else int(pad)
 
-    def _logits(self, tokens: list[list[int]]) -> Tensor:
+    def logits(self, tokens: list[list[int]]) -> Tensor:
         """(B, labels) float32 of B texts, padded behind with the pad token that the model's head looks for."""
         width = max(map(len, tokens))
         device = self.model.device
