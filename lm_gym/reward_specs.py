@@ -7,8 +7,10 @@
 | `py:module:attribute`, `py:./file.py:attribute` | a function or class of the user's |
 | `hf:org/model?label=POSITIVE&output=logit` | a transformers sequence classifier, hub id or folder (entry point `hf`) |
 | `http://host/score?dialect=classify` | a reward model behind HTTP (entry point `http`) |
+| `combine:my_rewards.yaml` | reward models put together in a file (entry point `combine`) |
 
-Behind `?` stand arguments as in a URL. A class is made with them; a function is bound to them. Names come from entry
+Behind `?` stand arguments as in a URL, percent-encoded where need be (`%26` is an ampersand; a plus sign is itself). A
+class is made with them; a function is bound to them. Names come from entry
 points, so that the core imports no reward model and other packages can add theirs.
 """
 
@@ -31,7 +33,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 GROUP = "lm_gym.reward_models"
-PREFIXES = ("hf", "http")
+PREFIXES = ("hf", "http", "combine")
 """Entry points that are reached by a prefix and not by their plain name."""
 
 
@@ -55,6 +57,10 @@ def load_reward_model(spec: Any) -> Callable[..., Any]:
         if not rest:
             raise ValueError(f"{spec!r}: expected hf:<hub id or folder>, such as hf:org/model?label=POSITIVE")
         return _made(_entry_point("hf").load(), query, spec, rest)
+    if colon and kind == "combine":
+        if not rest or query:
+            raise ValueError(f"{spec!r}: expected combine:<file.yaml>, with all arguments inside the file")
+        return typing.cast(Callable[..., Any], _entry_point("combine").load()(rest))
     return _made(_entry_point(body, spec).load(), query, spec)
 
 
@@ -97,9 +103,9 @@ def _entry_point(name: str, spec: str = "") -> EntryPoint:
         )
     names = sorted(set(found) - set(PREFIXES))
     hint = (
-        "hf:<hub id or folder>, http://host/path and py:module:attribute are the other forms"
+        "hf:<hub id or folder>, http://host/path, combine:<file.yaml> and py:module:attribute are the other forms"
         if ":" not in name
-        else "prefixes are py:, hf:, http:// and https://"
+        else "prefixes are py:, hf:, combine:, http:// and https://"
     )
     raise ValueError(f"unknown reward model {name!r}.{_nearest(name, names)} Names: {', '.join(names)}; {hint}")
 
@@ -160,7 +166,8 @@ def _make_importable(folder: Path) -> None:
 def _made(target: Any, query: str, spec: str, *arguments: str) -> Callable[..., Any]:
     """A class made with the arguments of the query; a function bound to them."""
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        # A plus sign stands for a space in forms only: in regex?pattern=a+ it is a plus sign.
+        pairs = parse_qsl(query.replace("+", "%2B"), keep_blank_values=True, strict_parsing=bool(query))
     except ValueError as error:
         raise ValueError(f"{spec!r}: expected name=value behind the question mark, joined by &") from error
     if len({key for key, _ in pairs}) < len(pairs):

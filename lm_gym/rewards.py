@@ -33,17 +33,21 @@ from typing import Any
 import numpy as np
 
 from lm_gym.reward_specs import is_module, load_reward_model, reward_model_names
+from lm_gym.reward_state import load_reward_state, reward_state, update_reward_model
 
 __all__ = [
     "RESERVED_COLUMNS",
     "RewardModelError",
     "ScoreResult",
     "load_reward_model",
+    "load_reward_state",
     "plain_text",
     "reward_model_hash",
     "reward_model_name",
     "reward_model_names",
+    "reward_state",
     "score_texts",
+    "update_reward_model",
 ]
 
 RewardModel = Callable[..., Any]
@@ -79,6 +83,8 @@ class ScoreResult:
     """Columns given to `log_extra`, B values each."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Means of what was given to `log_metric` in this call."""
+    seconds: float = 0.0
+    """Wall-clock time of the reward model's call: B / seconds are its completions a second."""
 
 
 def score_texts(
@@ -123,8 +129,10 @@ def score_texts(
         if row is None and size > 1 and time.monotonic() - started < PROBE_SECONDS:
             row = _find_row(reward_model, name, batch)
         raise _located(name, batch, 0 if size == 1 else row, f"raised {type(error).__name__}: {error}") from error
-    scores = _to_scores(values, name, batch, allow_none)
-    return ScoreResult(scores, collector.extra, {key: float(np.mean(seen)) for key, seen in collector.metrics.items()})
+    scores = _to_scores(values, name, batch, allow_none)  # of a generator or a GPU's tensor, the work may be here
+    seconds = time.monotonic() - started
+    metrics = {key: float(np.mean(seen)) for key, seen in collector.metrics.items()}
+    return ScoreResult(scores, collector.extra, metrics, seconds)
 
 
 def plain_text(text: Text) -> str:

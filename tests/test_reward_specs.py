@@ -117,7 +117,7 @@ BAD_SPECS = [
     ("vadr", r"unknown reward model 'vadr'. Did you mean 'vader'\? Names: .*tiny-sentiment"),
     ("hf", "unknown reward model 'hf'"),
     ("hf:", "expected hf:<hub id or folder>"),
-    ("file:x", "prefixes are py:, hf:, http:// and https://"),
+    ("file:x", "prefixes are py:, hf:, combine:, http:// and https://"),
     ("length?targt=3", r"unknown argument 'targt'. Did you mean 'target'\? \(it takes target, unit\)"),
     ("length", r"lacks target: write length\?target=..."),
     ("length?target=3&target=4", "given twice"),

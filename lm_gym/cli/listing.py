@@ -31,6 +31,7 @@ MODELS = {
 MORE_REWARDS = {
     "hf:<org/name or folder>": "a transformers sequence classifier: hf:org/model?label=POSITIVE&output=logit",
     "http://<host/path>": "a reward model behind HTTP",
+    "combine:<file.yaml>": "reward models put together: sum, min, product, constrained, ensemble, cached, ...",
     "py:<module or file>:<name>": "a function or class of your own: py:./my_reward.py:score",
 }
 
@@ -40,7 +41,7 @@ def ls(what: str) -> int:
     lists = {
         "environments": lambda: ENVIRONMENTS,
         "agents": lambda: registered("lm_gym.agents"),
-        "rewards": lambda: registered("lm_gym.reward_models", without=("hf", "http")) | MORE_REWARDS,
+        "rewards": lambda: registered("lm_gym.reward_models", without=("hf", "http", "combine")) | MORE_REWARDS,
         "prompts": lambda: PROMPTS,
         "models": lambda: MODELS,
     }

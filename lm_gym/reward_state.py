@@ -1,0 +1,93 @@
+"""Reward models with state: a Lagrange multiplier, a normalisation. Agents call these three, whatever the reward model.
+
+State is plain data (numbers, strings, lists, mappings with string keys): it stands in a checkpoint's `state.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lm_gym.reward_specs import is_module
+
+METHODS = ("state_dict", "load_state_dict")
+
+
+def update_reward_model(reward_model: Callable[..., Any], metrics: Mapping[str, float]) -> None:
+    """Tell a reward model what a rollout's metrics were: `reward_model.update(metrics)` if it has that method.
+
+    Called between rollouts, once each: within a rollout a reward model must not change.
+
+    Args:
+        metrics: as logged: what the reward model gave to `log_metric` is `reward/<name>`.
+    """
+    update = getattr(reward_model, "update", None)
+    if callable(update):
+        update(metrics)
+
+
+def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
+    """What a checkpoint keeps of a reward model; None where there is nothing to keep.
+
+    A torch module without `update` is a judge with frozen weights, and its `state_dict` no state in this sense.
+
+    Raises:
+        TypeError: it has one of `state_dict` and `load_state_dict` only, or `update` and neither; or its state is no
+            plain data.
+    """
+    if not _is_stateful(reward_model):
+        return None
+    state = reward_model.state_dict()  # type: ignore[attr-defined]
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state_dict() of {_name(reward_model)} expected a mapping, got {type(state).__name__}")
+    try:
+        kept = json.loads(json.dumps(dict(state), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"state_dict() of {_name(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
+            f"which a checkpoint writes as JSON: {error}"
+        ) from error
+    return kept or None
+
+
+def load_reward_state(reward_model: Callable[..., Any], state: Mapping[str, Any] | None) -> None:
+    """Give a reward model what :func:`reward_state` said of it.
+
+    Raises:
+        ValueError: there is state for a reward model that has none, or none for one that has some.
+    """
+    if state:
+        if not _is_stateful(reward_model):
+            raise ValueError(
+                f"the checkpoint holds state of a reward model ({', '.join(state)}), and {_name(reward_model)} has "
+                "none: give the reward model that the checkpoint was made with"
+            )
+        reward_model.load_state_dict(state)  # type: ignore[attr-defined]
+    elif reward_state(reward_model) is not None:
+        raise ValueError(
+            f"{_name(reward_model)} has state, and the checkpoint holds none for it: it was made with another reward "
+            "model"
+        )
+
+
+def _is_stateful(reward_model: Callable[..., Any]) -> bool:
+    updates = callable(getattr(reward_model, "update", None))
+    if is_module(reward_model) and not updates:
+        return False
+    has = [name for name in METHODS if callable(getattr(reward_model, name, None))]
+    if len(has) == len(METHODS):
+        return True
+    if has or updates:
+        lacks = " and ".join(name for name in METHODS if name not in has)
+        raise TypeError(
+            f"{_name(reward_model)} has {', '.join([*has, *(['update'] if updates else [])])} but no {lacks}: what it "
+            "learns would be lost in a checkpoint. A reward model with state has all of update, "
+            "state_dict and load_state_dict"
+        )
+    return False
+
+
+def _name(reward_model: Callable[..., Any]) -> str:
+    name = getattr(reward_model, "name", None)
+    return name if isinstance(name, str) and name else type(reward_model).__qualname__
