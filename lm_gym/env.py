@@ -267,6 +267,9 @@ def refuse_unknown(what: str, unknown: Sequence[str], known: Sequence[str]) -> N
             raise ValueError(
                 f"{what}: autoreset_mode is for the vector environment; here every episode waits for reset()"
             )
+        if name == "frameskip":
+            # a TypeError with these words: TorchRL's GymEnv asks every environment for it, and takes one for a no
+            raise TypeError(f"{what} got an unexpected keyword argument 'frameskip': every step is one token")
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         raise ValueError(f"{what} has no argument {name!r}; {hint}")
