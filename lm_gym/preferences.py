@@ -81,17 +81,17 @@ def load_preferences(source: Any) -> list[Preference]:
         ValueError: no such source, no rows, or rows that are no preferences (names them and what is wrong).
         TypeError: `source` is none of the kinds above.
     """
-    return _load(source, _preference, Preference, "preference data")
+    return load_items(source, _preference, Preference, "preference data")
 
 
 def load_feedback(source: Any) -> list[Feedback]:
     """Read single completions with a boolean `label`; source and errors as in `load_preferences`."""
-    return _load(source, _feedback, Feedback, "feedback data")
+    return load_items(source, _feedback, Feedback, "feedback data")
 
 
 def load_rankings(source: Any) -> list[Ranking]:
     """Read rankings; source and errors as in `load_preferences`."""
-    return _load(source, _ranking, Ranking, "ranking data")
+    return load_items(source, _ranking, Ranking, "ranking data")
 
 
 def tokenize(preference: Preference, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
@@ -155,7 +155,7 @@ def _inner_tokens(text: str, tokenizer: Any) -> list[int]:
     return ids_of(text)
 
 
-def _load(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T], what: str) -> list[T]:
+def load_items(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T], what: str) -> list[T]:
     items = read_items(source, what=what)
     if not items:
         raise ValueError(f"the {what} {source!r:.80} has no rows; expected at least one")
