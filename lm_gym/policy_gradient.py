@@ -173,7 +173,8 @@ def _check_ratio(agent: LMAgent, batch: Minibatch, tolerance: float) -> None:
     """Before the first step old and new log-probs are of the same weights: they must be equal up to rounding."""
     if agent.policy.lm.dtype != torch.float32:
         tolerance = max(tolerance, 0.5)
-    error = (batch.logprobs - batch.old_logprobs).detach().abs()
+    new = batch.logprobs.detach()
+    error = (new - batch.old_logprobs).abs()
     if float(error.max()) <= tolerance:
         return
     at = int(error.argmax())
@@ -182,6 +183,6 @@ def _check_ratio(agent: LMAgent, batch: Minibatch, tolerance: float) -> None:
     warnings.warn(
         f"the ratio of the first minibatch is not 1: token {place} ({token}, {agent.policy.lm.decode([token])!r}) of "
         f"{(batch.part.texts or [''] * len(batch.texts))[text]!r} had log-prob {float(batch.old_logprobs[at]):.5f} "
-        f"while decoding and has {float(batch.logprobs[at]):.5f} now",
+        f"while decoding and has {float(new[at]):.5f} now",
         stacklevel=2,
     )

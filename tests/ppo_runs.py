@@ -44,7 +44,7 @@ class Run:
     logs: list[dict[str, float]] = field(default_factory=list)
 
 
-def train(mdp: AlignmentMDP, tokens: int = 3000, *, wrap: Callable[[Any], Any] | None = None, **config: Any) -> Run:
+def train(mdp: AlignmentMDP, tokens: int = 4000, *, wrap: Callable[[Any], Any] | None = None, **config: Any) -> Run:
     env = environment(mdp)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -348,5 +348,5 @@ def test_files_of_a_run(tmp_path: Path) -> None:
 def test_unknown_fields_and_models_are_told_apart() -> None:
     with pytest.raises(ValueError, match="PPO has no field 'batchsize'; did you mean 'batch_size'"):
         make({"batchsize": 3})
-    with pytest.raises(ValueError, match="batch_size expected at least 1"):
+    with pytest.raises(ValueError, match="batch_size expected 1 to inf, got 0"):
         make({"batch_size": 0})

@@ -58,7 +58,7 @@ def test_stepped_rewards_equal_the_batched_views_for_the_same_tokens(
                 prompt, whole[-n:], stepped.finish_reasons[i], stepped.logprobs[i, :n], prompt=ids[tuple(prompt)]
             )
         )
-    scored = mdp.score(completions, kl_mode=agent.reward_kl_mode, kl_coef=0.4)
+    scored = mdp.score(completions, kl_mode=agent.kl_control.reward_mode, kl_coef=0.4)
     torch.testing.assert_close(stepped.rewards, scored.rewards, atol=1e-4, rtol=0)
     torch.testing.assert_close(stepped.ref_logprobs, scored.ref_logprobs, atol=1e-4, rtol=0)
     torch.testing.assert_close(stepped.scores, scored.scores, atol=1e-5, rtol=0)
