@@ -17,9 +17,15 @@ if __name__ != "lm_gym.agents":
 
 if TYPE_CHECKING:
     from lm_gym.agents.ppo import PPO as PPO
+    from lm_gym.agents.sb3 import ExactKL as ExactKL
+    from lm_gym.agents.sb3 import LMActorCriticPolicy as LMActorCriticPolicy
+    from lm_gym.agents.sb3 import SB3VecEnv as SB3VecEnv
+    from lm_gym.agents.sb3 import TextRolloutBuffer as TextRolloutBuffer
 
 # name -> module that defines it, loaded on first use (PEP 562): an agent does not pay for the imports of another.
 _AGENTS = {"PPO": "lm_gym.agents.ppo"}
+# what Stable-Baselines3 trains with (docs/sb3.md)
+_AGENTS |= dict.fromkeys(("ExactKL", "LMActorCriticPolicy", "SB3VecEnv", "TextRolloutBuffer"), "lm_gym.agents.sb3")
 __all__ = list(_AGENTS)
 
 
