@@ -21,6 +21,7 @@ class LengthTarget:
     """
 
     name = "length"
+    __name__ = name  # TRL logs rewards/<__name__>
 
     def __init__(self, target: int, unit: str = "tokens") -> None:
         if isinstance(target, bool) or not isinstance(target, int) or target < 1:

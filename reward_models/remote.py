@@ -97,6 +97,7 @@ class Remote:
             raise ValueError(f"remote: token_env is {token_env!r}, and there is no such environment variable")
         port = f":{parts.port}" if parts.port else ""
         self.name = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"  # without user, password and query
+        self.__name__ = self.name  # TRL logs rewards/<__name__>
         self.url, self.dialect, self.text, self.tokenizer = url, dialect, text, tokenizer
         self.wanted = Wanted(model=model, label=label, output=output, task=task, tokens=tokens)
         self.timeout, self.retries, self.backoff, self.batch_size = timeout, retries, backoff, batch_size

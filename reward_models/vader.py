@@ -25,6 +25,7 @@ class Vader:
     """
 
     name = "vader"
+    __name__ = name  # TRL logs rewards/<__name__>
 
     def __init__(self) -> None:
         self._analyzer = SentimentIntensityAnalyzer()  # reads the lexicon, 20 ms: once and not once a call
