@@ -30,8 +30,14 @@ class LengthTarget:
             raise ValueError(f"length: unit is {unit!r}; expected one of {', '.join(UNITS)}")
         self.target, self.unit = target, unit
 
-    def __call__(self, completions: Sequence[Text], completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    def __call__(
+        self, completions: Sequence[Text], completion_ids: Sequence[Sequence[int]] | None = None, **_: Any
+    ) -> list[float]:
         if self.unit == "tokens":
+            if completion_ids is None:  # a server of texts has none
+                raise ValueError(
+                    "length: unit is tokens, and there are no completion_ids; take unit=words or send them"
+                )
             lengths = [len(ids) for ids in completion_ids]
         else:
             lengths = [len(plain_text(text).split()) for text in completions]

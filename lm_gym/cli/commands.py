@@ -1,4 +1,4 @@
-"""The command line: `lm-gym demo | train <agent> | sample | ls | doctor`.
+"""The command line: `lm-gym demo | train <agent> | sample | ls | serve-reward | doctor`.
 
 Flags are made by tyro from dataclasses, so that every field has one, with its docstring as help. Exit codes: 0 done,
 1 a run that broke off (or `doctor` found something broken), 2 something that the user can put right, 130 stopped by
@@ -17,6 +17,7 @@ import tyro
 from lm_gym.cli.demo import Demo
 from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
 from lm_gym.cli.options import agent_names, parse_train
+from lm_gym.cli.serve_reward import ServeReward
 from lm_gym.cli.train import STOPPED
 
 
@@ -78,6 +79,7 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Ls, tyro.conf.subcommand("ls")]
+    | Annotated[ServeReward, tyro.conf.subcommand("serve-reward")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -136,6 +138,11 @@ def run(args: Sequence[str]) -> int:
         from lm_gym.cli.listing import ls
 
         return ls(command.what)
+    if isinstance(command, ServeReward):
+        from lm_gym.cli.serve_reward import serve_reward
+
+        with refusing():
+            return serve_reward(command)
     if isinstance(command, Doctor):
         from lm_gym.cli.doctor import doctor
 
