@@ -147,12 +147,12 @@ class TransformersLM(CausalLM):
         self.eval()
         self._check_head()
 
-    def _causal_lm(self) -> Any:
+    def causal_lm(self) -> Any:
         """The causal LM itself, inside PEFT's wrapper if there is one."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
     def _base(self) -> Any:
-        lm = self._causal_lm()
+        lm = self.causal_lm()
         return getattr(lm, lm.base_model_prefix)
 
     def _check_head(self) -> None:
@@ -160,10 +160,10 @@ class TransformersLM(CausalLM):
         ids = torch.arange(4, device=self.device)[None] % self.vocab_size
         with torch.no_grad():
             ours = self.head(self.trunk(ids, torch.ones_like(ids)))
-            theirs = self._causal_lm()(input_ids=ids, use_cache=False).logits.float()
+            theirs = self.causal_lm()(input_ids=ids, use_cache=False).logits.float()
         if not torch.allclose(ours, theirs, rtol=1e-3, atol=0.05 if self.model.dtype != torch.float32 else 1e-3):
             raise ValueError(
-                f"model {self.name!r} ({type(self._causal_lm()).__name__}) changes its logits after the output head "
+                f"model {self.name!r} ({type(self.causal_lm()).__name__}) changes its logits after the output head "
                 "(capped or scaled); LM Gym does not support such models: use one of the Llama, GPT-2, Qwen or "
                 "Mistral classes"
             )
@@ -176,7 +176,7 @@ class TransformersLM(CausalLM):
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self._causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
+        return self.causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
 
     def rows(self, n: int, capacity: int) -> Rows:
         from lm_gym.rows import AttentionRows
