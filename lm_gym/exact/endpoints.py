@@ -66,8 +66,8 @@ class Objective:
             raise ValueError(f"gamma must be in (0, 1] and lam in [0, 1], got {self.gamma} and {self.lam}")
         if self.group_size is not None and self.group_size < 2:
             raise ValueError(f"group_size must be at least 2 (None: the limit of a large group), got {self.group_size}")
-        if self.whiten and (self.std_normalize or self.group_size):
-            raise ValueError("whiten is over the whole batch, std_normalize and group_size within a prompt: choose one")
+        if self.whiten and self.std_normalize:
+            raise ValueError("whiten is over the whole batch, std_normalize within a prompt: choose one")
         per_text = self.length_normalize or self.std_normalize or self.group_size
         if self.gamma != 1 and per_text:
             raise ValueError("gamma != 1 needs a value per step: not with length_normalize, std_normalize, group_size")
@@ -111,6 +111,9 @@ PRESETS: dict[str, dict[str, object]] = {
     "ppo-entropy": {"kl_in": "entropy-bonus", "estimator": "entropy", "baseline": "value"},
     "grpo": {"kl_in": "loss", "estimator": "k3", "std_normalize": "sample", "length_normalize": True},
     "dr-grpo": {"kl_in": "loss", "estimator": "k3"},
+    "reinforce++": {"kl_in": "reward"},
+    "reinforce++-baseline": {"kl_in": "loss", "estimator": "k2", "whiten": True, "group_size": 8},
+    "a2c": {"kl_in": "reward"},
 }
 
 
@@ -141,7 +144,8 @@ def endpoint(
             comes back is where E[R] is largest, ties going to the reference's most likely token.
         baseline: "mean": scores less their mean per prompt (REINFORCE, RLOO, GRPO). "value": less V(s_t), an exact
             critic (PPO, A2C). They differ only under `whiten` and `length_normalize`.
-        whiten: advantages of the batch's tokens to mean 0, standard deviation 1 (ε = 1e-8 inside the root).
+        whiten: advantages of the batch's tokens to mean 0, standard deviation 1 (ε = 1e-8 inside the root). With
+            group_size the mean of the group is subtracted first (REINFORCE++'s baseline variant).
         std_normalize: scores divided by their standard deviation + `eps` per prompt, with a finite group's
             "population" or "sample" (n − 1) one; the two are the same for a large group.
         group_size: texts per prompt, when mean and std are taken over so few that it matters (the group contains the

@@ -39,7 +39,7 @@ class Field:
             self.work, self.base = table, np.arange(table.n_states)
         else:
             self.work, self.base = language.score_table()
-        if not table.pays_at_end and (o.whiten or o.baseline == "value" and o.length_normalize):
+        if not table.pays_at_end and (o.whiten and not o.group_size or o.baseline == "value" and o.length_normalize):
             raise ValueError("an exact critic needs states='prefixes': a state of steps does not know the score so far")
         if o.kl_in == "entropy-bonus":
             if not table.pays_at_end and (per_text or o.gamma != 1 or o.std_normalize):
@@ -134,6 +134,9 @@ class Field:
         value, one = np.zeros(work.n_states), np.ones((work.n_states, 1))
         if o.baseline == "value":
             value = self._value(probs)
+        if o.whiten and o.group_size:
+            at_end, deviation = self._whitened_groups(probs, reach)
+            return at_end, value, one * deviation
         if o.whiten:
             return reward, value, one * np.sqrt(self._token_variance(probs, reach, value) + 1e-8)
         if not self.knows_text:
@@ -168,6 +171,27 @@ class Field:
         """
         n = self.o.group_size
         return 1.0 if n is None or self.o.std_normalize else n / (n - 1.0)
+
+    def _whitened_groups(self, probs: FloatArray, reach: FloatArray) -> tuple[FloatArray, float]:
+        """What an ending action earns (W, V), before it is divided by the deviation that comes with it.
+
+        A_i = R_i − mean of the group of n, text i included. Given text i it is (1 − 1/n)·(R_i − E[R]) in expectation,
+        with variance (n − 1)/n²·Var[R] from the others; the deviation is over all tokens of a large batch.
+        """
+        o, work = self.o, self.work
+        assert o.group_size is not None
+        mass = np.where(work.ends, reach[:, None] * probs, 0.0)
+        at_end, noise, share = np.zeros_like(mass), np.zeros_like(mass), 1.0 - 1.0 / o.group_size
+        for p in range(work.n_prompts):
+            here = work.ends & (work.prompt == p)[:, None]
+            scores, chance = work.step_reward[here], mass[here]
+            mean = (chance * scores).sum()
+            at_end[here] = share * (scores - mean)
+            noise[here] = share / o.group_size * (chance * (scores - mean) ** 2).sum()
+        tokens = mass * (work.depth + 1.0)[:, None]
+        centre = (tokens * at_end).sum() / tokens.sum()
+        variance = (tokens * (at_end**2 + noise)).sum() / tokens.sum() - centre**2
+        return at_end - centre, float(np.sqrt(max(variance, 0.0) + 1e-8))
 
     def _value(self, probs: FloatArray) -> FloatArray:
         """(W,) E[Σ_i γ^i·r_{t+i}|s]: what an exact critic says."""

@@ -76,3 +76,17 @@ def group_advantages(texts: list[Text], policy: Policy, n: int, ddof: int, eps: 
             group = np.array([r, *others])
             out[r] += weight * (r - group.mean()) / (group.std(ddof=ddof) + eps)
     return out
+
+
+def whitened_groups(texts: list[Text], policy: Policy, n: int) -> tuple[float, float]:
+    """Mean and deviation over tokens of r − mean of its group, over every group of n texts (ε = 1e-8 in the root)."""
+    first = second = tokens = 0.0
+    for group in itertools.product(texts, repeat=n):
+        weight = math.prod(prob(y, policy) for y in group)
+        scores = [score(y) for y in group]
+        for y, r in zip(group, scores, strict=True):
+            advantage = r - sum(scores) / n
+            first += weight * len(y) * advantage
+            second += weight * len(y) * advantage**2
+            tokens += weight * len(y)
+    return first / tokens, math.sqrt(second / tokens - (first / tokens) ** 2 + 1e-8)

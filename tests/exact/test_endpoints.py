@@ -93,7 +93,9 @@ def coefficient(objective: dict, texts: list[brute.Text], policy: brute.Policy, 
         return advantage / (std + 1e-4) if o.get("std_normalize") else advantage
 
     centre, scale = 0.0, 1.0
-    if o.get("whiten"):
+    if o.get("whiten") and o.get("group_size"):
+        centre, scale = brute.whitened_groups(texts, policy, o["group_size"])
+    elif o.get("whiten"):
         tokens = brute.expectation(texts, policy, len)
         centre = brute.expectation(texts, policy, lambda y: sum(raw(y, t) for t in range(len(y)))) / tokens
         squares = brute.expectation(texts, policy, lambda y: sum(raw(y, t) ** 2 for t in range(len(y)))) / tokens
@@ -133,6 +135,9 @@ BRUTE = [
     {**LOSS_K3, "whiten": True, "baseline": "value"},
     {**LOSS_K3, "whiten": True, "baseline": "value", "lam": 0.5},
     {**LOSS_K3, "whiten": True, "baseline": "value", "lam": 0.9, **SHORT},
+    {**LOSS_K2, "whiten": True, "group_size": 2},
+    {**LOSS_K3, "whiten": True, "group_size": 3},
+    {**LOSS_K3, "whiten": True, "group_size": 2, **SHORT},
 ]
 
 
@@ -202,7 +207,8 @@ def test_states_that_share_a_row(objective: dict) -> None:
 
 
 def test_sums_over_tokens_need_no_prefixes() -> None:
-    for objective in (LOSS_K2, LOSS_K3, {**LOSS_K3, "std_normalize": "population"}, {"kl_in": "entropy-bonus"}):
+    whole = {**LOSS_K2, "whiten": True, "group_size": 4}
+    for objective in (LOSS_K2, LOSS_K3, {**LOSS_K3, "std_normalize": "population"}, {"kl_in": "entropy-bonus"}, whole):
         steps = endpoint(ExactLanguage(horizon=5, states="steps"), **objective)
         prefixes = endpoint(ExactLanguage(horizon=5, states="prefixes"), **objective)
         assert steps.regret == pytest.approx(prefixes.regret, abs=1e-10), objective
@@ -312,7 +318,7 @@ def test_two_prompts_end_each_on_its_own() -> None:
         ({"gamma": 0.9, **LOSS_K3, **SHORT}, "gamma != 1 needs a value per step"),
         ({"gamma": 0.0}, r"gamma must be in \(0, 1\]"),
         ({"group_size": 1}, "at least 2"),
-        ({"whiten": True, "std_normalize": "sample"}, "choose one"),
+        ({"whiten": True, "std_normalize": "sample"}, "over the whole batch, std_normalize within a prompt"),
         ({"baseline": "value", "group_size": 4}, "baseline must be 'mean'"),
         ({"kl_in": "loss", "estimator": "k1", "whiten": True}, "no end point of its own"),
         ({"kl_coef": 0.0}, "needs kl_coef > 0"),
