@@ -15,8 +15,9 @@ import torch
 
 from lm_gym import agent_state, collect, measures
 from lm_gym.adam import Adam32
-from lm_gym.agent_config import AgentConfig, make_config
+from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
+from lm_gym.cycle import Cycle
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
@@ -54,6 +55,8 @@ class LMAgent:
     name: ClassVar[str] = "agent"
     trains: ClassVar[bool] = True
     """Whether there are weights to move; otherwise the policy is the model that policies start from."""
+    step_scale: ClassVar[float] = 1.0
+    """How many times the model's own step size is the default: above 1 where few optimizer steps follow a rollout."""
 
     def __init__(self, env: Any, **config: Any) -> None:
         self.config = make_config(self.config_class, config, type(self).__name__)
@@ -75,7 +78,7 @@ class LMAgent:
                 frozen=not self.trains,
             )
         self.params = self.policy.trainable()
-        self.base_lr = self.policy.learning_rate if c.learning_rate is None else c.learning_rate
+        self.base_lr = self.policy.learning_rate * self.step_scale if c.learning_rate is None else c.learning_rate
         self.optimizer = Adam32(self.params, lr=self.base_lr)
         self.engine = Engine(
             self.policy.lm,
@@ -86,7 +89,7 @@ class LMAgent:
         )
         self.generator = torch.Generator().manual_seed(c.seed + 1)  # shuffles prompts and minibatches
         self.tokens, self.episodes, self.updates = 0, 0, 0
-        self._order: list[int] = []
+        self.prompt_order = Cycle(len(self.mdp.prompts), self.generator)
         self._reset_seed: int | None = c.seed
         self._actor: CachedLM | None = None
         self._schedule = (0, 1)
@@ -103,14 +106,11 @@ class LMAgent:
 
     def next_prompts(self, n: int) -> list[Prompt]:
         """The next n prompts: every prompt once in a shuffled order, then in another."""
-        while len(self._order) < n:
-            self._order += torch.randperm(len(self.mdp.prompts), generator=self.generator).tolist()
-        now, self._order = self._order[:n], self._order[n:]
-        return [self.mdp.prompts[i] for i in now]
+        return [self.mdp.prompts[i] for i in self.prompt_order.take(n)]
 
     def prompts_for_update(self) -> list[Prompt]:
         """``batch_size`` prompts, each ``group_size`` times in a row where the algorithm compares texts of a prompt."""
-        group = getattr(self.config, "group_size", 1)
+        group = getattr(self.config, "group_size", None) or 1
         return [p for p in self.next_prompts(self.config.batch_size // group) for _ in range(group)]
 
     def collect(self) -> tuple[Rollout, dict[str, float]]:
@@ -122,7 +122,7 @@ class LMAgent:
         if normalize and self.score_scale is None:
             self.score_scale = collect.reference_scale(self.mdp, normalize, seed=c.seed + 2)
         if self.wrappers:
-            grouped = self.prompts_for_update() if getattr(c, "group_size", 1) > 1 else None
+            grouped = self.prompts_for_update() if getattr(c, "group_size", None) else None
             stepped = collect.step_texts(
                 self.env,
                 self.policy,
@@ -212,7 +212,7 @@ class LMAgent:
         if isinstance(total_tokens, bool) or total_tokens < 1:
             raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
         self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
-        config = dict(run_config or {}) | {"agent": {"name": self.name, **dataclasses.asdict(self.config)}}
+        config = dict(run_config or {}) | {"agent": {"name": self.name, **plain_config(self.config)}}
         config.setdefault("run", self.run_info() if out is not None else {})
         tracker = Tracker(
             out,

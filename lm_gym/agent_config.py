@@ -82,7 +82,7 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
     minibatch = getattr(config, "minibatch_size", None)
     if minibatch is not None and not 1 <= minibatch <= config.batch_size:
         raise ValueError(f"minibatch_size expected 1 to batch_size={config.batch_size}, got {minibatch}")
-    group = getattr(config, "group_size", 1)
+    group = getattr(config, "group_size", None) or 1
     if config.batch_size % group:
         raise ValueError(f"batch_size expected a multiple of group_size={group}, got {config.batch_size}")
     return config
@@ -92,3 +92,27 @@ def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
     """Refuse a value that is none of the known ones."""
     if value not in known:
         raise ValueError(f"{name} expected one of {known}, got {value!r}")
+
+
+LIVE = "live:"
+"""How a field that holds an object and not a name is written down."""
+
+
+def plain_config(config: AgentConfig) -> dict[str, Any]:
+    """A config as plain values; a live object (a list of data, a dataset) is written as ``live:<its type>``."""
+    out: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        plain = value is None or isinstance(value, (str, bool, int, float))
+        out[f.name] = value if plain else f"{LIVE}{type(value).__name__}"
+    return out
+
+
+def refuse_live(config: Mapping[str, Any], kind: str) -> None:
+    """An error where a config that was written down held a live object, which must be given again."""
+    for key, value in config.items():
+        if isinstance(value, str) and value.startswith(LIVE):
+            raise ValueError(
+                f"the checkpoint was trained with {key}= a live {value.removeprefix(LIVE)}, which no file holds: "
+                f"{kind}.load(folder, env, {key}=...)"
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from lm_gym import checkpoints
+from lm_gym.agent_config import plain_config, refuse_live
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
@@ -24,11 +24,11 @@ def save(agent: LMAgent, folder: str | Path) -> Path:
     control = agent.kl_control
     state = {
         "agent": agent.name,
-        "config": dataclasses.asdict(agent.config),
+        "config": plain_config(agent.config),
         "tokens": agent.tokens,
         "episodes": agent.episodes,
         "updates": agent.updates,
-        "order": agent._order,
+        "order": agent.prompt_order.left,
         "kl_coef": agent.kl_coef,
         "schedule": list(agent._schedule),
         "engine_rng": checkpoints.generator_state(agent.engine.generator),
@@ -62,7 +62,9 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     missing += [f"{name}.safetensors" for name in ("policy", "optimizer") if name not in groups]
     if missing:
         raise ValueError(f"checkpoint {folder} is damaged: {missing} are missing")
-    agent = kind(env, **{**state["config"], **overrides})
+    config = {**state["config"], **overrides}
+    refuse_live(config, kind.__name__)
+    agent = kind(env, **config)
     if state["reference"] != agent.mdp.reference.fingerprint():
         warnings.warn(
             "the environment's reference is not the one this checkpoint was trained against: KL is measured from "
@@ -79,7 +81,7 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     agent.optimizer.set_values(saved)
     checkpoints.set_optimizer_tensors(agent.optimizer, list(agent.params), groups["optimizer"])
     agent.tokens, agent.episodes, agent.updates = state["tokens"], state["episodes"], state["updates"]
-    agent._order = list(state["order"])
+    agent.prompt_order.left = list(state["order"])
     agent._schedule = (state["schedule"][0], state["schedule"][1])
     checkpoints.set_generator_state(agent.engine.generator, state["engine_rng"])
     checkpoints.set_generator_state(agent.generator, state["rng"])

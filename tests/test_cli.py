@@ -133,7 +133,7 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
         (["train", "ppo", "--reward", "vadar"], "unknown reward model 'vadar'. Did you mean 'vader'?"),
         (["train", "ppo", "--reward", "py:nowhere:f"], "there is no module 'nowhere'"),
         (["train", "ppo", "--config", "nowhere.yaml"], "nowhere.yaml: No such file or directory"),
-        (["train", "ppo", "--batch-size", "0"], "batch_size expected at least 1"),
+        (["train", "ppo", "--batch-size", "0"], "batch_size expected 1 to inf"),
         (["train", "ppo", "--total-tokens", "0"], "total_tokens expected at least 1, got 0"),
         (["train", "ppo", "--trackers", "wandbb"], "trackers expected some of csv, jsonl"),
         (["train", "ppo", "--resume"], "--resume expected --out"),
