@@ -15,16 +15,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lm_gym.decoding import Engine, GenerationParams
-from lm_gym.models import CausalLM
 from lm_gym.preferences import Preference
 from lm_gym.prompts import Prompt
 from lm_gym.rewards import plain_text, score_texts
 from lm_gym.runinfo import write_atomically
+
+if TYPE_CHECKING:
+    from lm_gym.models import CausalLM
 
 __all__ = ["Annotators", "Pair", "draw_pairs", "label_pairs", "write_preferences"]
 
@@ -72,10 +74,10 @@ class Annotators:
         if self.temperature == 0 and used:
             raise ValueError(f"temperature 0 always takes the better score, so {' and '.join(used)} would do nothing")
 
-    def scales(self, seed: int) -> np.ndarray:
-        """(annotators,) how strongly each looks at the score: exp of normal draws with mean 0."""
-        draws = np.random.default_rng([seed, 1]).standard_normal(self.annotators)
-        return np.asarray(np.exp(self.annotator_spread * (draws - draws.mean())))
+    def scales(self) -> list[float]:
+        """How strongly each annotator looks at the score: quantiles of a log-normal, geometric mean 1."""
+        places = [(k + 0.5) / self.annotators for k in range(self.annotators)]
+        return [math.exp(self.annotator_spread * NormalDist().inv_cdf(place)) for place in places]
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ def draw_pairs(
     Raises:
         ValueError: no prompts, or a prompt whose completions are always the same text (named).
     """
+    from lm_gym.decoding import Engine, GenerationParams  # torch: not for those who only want the options
+
     if not prompts or pairs < 1:
         raise ValueError(f"expected prompts and at least one pair, got {len(prompts)} prompts and pairs={pairs}")
     records = [prompts[i % len(prompts)] for i in range(pairs)]
@@ -149,7 +153,7 @@ def label_pairs(pairs: Sequence[Pair], annotators: Annotators, *, seed: int = 0)
     `shown_first` ("chosen" or "rejected"). With one annotator there is no `annotator`.
     """
     rng = np.random.default_rng([seed, 2])
-    scales = annotators.scales(seed)
+    scales = annotators.scales()
     found = []
     for pair in pairs:
         who = rng.permutation(annotators.annotators)[: annotators.labels_per_pair]

@@ -17,16 +17,17 @@ import tyro
 from lm_gym.cli.demo import Demo
 from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
 from lm_gym.cli.options import agent_names, parse_train
+from lm_gym.cli.preferences import Preferences
 from lm_gym.cli.serve_reward import ServeReward
 from lm_gym.cli.train import STOPPED
 
 
 @dataclass
 class Train:
-    """Train an agent: `lm-gym train ppo --help` lists its options."""
+    """Train an agent, or a reward model: `lm-gym train ppo --help` lists its options."""
 
     agent: tyro.conf.Positional[str]
-    """The agent's name; `lm-gym ls agents` lists them."""
+    """The agent's name, of `lm-gym ls agents`, or reward-model."""
 
 
 @dataclass
@@ -80,6 +81,7 @@ Command = (
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Ls, tyro.conf.subcommand("ls")]
     | Annotated[ServeReward, tyro.conf.subcommand("serve-reward")]
+    | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -114,6 +116,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: Sequence[str]) -> int:
     """Run a command, with errors as exceptions."""
     if args[:1] == ["train"] and len(args) > 1 and not args[1].startswith("-"):
+        if args[1] == "reward-model":  # learns from comparisons and not from an environment: no agent
+            from lm_gym.cli.reward_model import run_training
+
+            return run_training(args[2:])
         from lm_gym.cli.train import train
 
         with refusing():
@@ -143,6 +149,11 @@ def run(args: Sequence[str]) -> int:
 
         with refusing():
             return serve_reward(command)
+    if isinstance(command, Preferences):
+        from lm_gym.cli.preferences import make_preferences
+
+        with refusing():
+            return make_preferences(command)
     if isinstance(command, Doctor):
         from lm_gym.cli.doctor import doctor
 
