@@ -85,7 +85,11 @@ class Cached:
             for row in range(len(completions))
         ]
         known = self._read(keys)
-        rows = list({key: row for row, key in reversed(list(enumerate(keys))) if key not in known}.values())[::-1]
+        first: dict[str, int] = {}
+        for row, key in enumerate(keys):
+            if key not in known:
+                first.setdefault(key, row)
+        rows = list(first.values())
         if rows:
             result = score_texts(
                 self.reward,

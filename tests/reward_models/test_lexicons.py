@@ -1,0 +1,164 @@
+"""Repetition, regular expressions, target words and readability: scores worked out by hand."""
+
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from judges import ask
+
+from lm_gym.reward_models import Readability, Regex, Repetition, TargetWords
+from lm_gym.rewards import load_reward_model
+
+
+def scores(reward_model, *completions, ids=None):
+    return ask(load_reward_model(reward_model), completions, ids=ids).scores.tolist()
+
+
+# Repetition: 1 less than the share of distinct n-grams.
+
+
+def test_repeated_words():
+    # a b, b a, a b: two of three are distinct. The first three words are one word.
+    assert scores("repetition?n=2", "a b A B", "a b c") == pytest.approx([2 / 3 - 1, 0])
+    assert scores("repetition?n=1", "the The the") == pytest.approx([1 / 3 - 1])
+
+
+def test_repetition_takes_three_words_unless_told():
+    assert scores("repetition", "a b c a b c") == pytest.approx([3 / 4 - 1])  # abc bca cab abc
+
+
+@pytest.mark.parametrize("text", ["", "one", "one two", "one two three"])
+def test_too_short_to_repeat_itself(text):
+    assert scores("repetition", text) == [0]
+
+
+def test_repeated_tokens():
+    assert scores("repetition?n=2&unit=tokens", "", "", ids=[[5, 5, 5, 5], [1, 2, 3, 4]]) == pytest.approx([-2 / 3, 0])
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=12), st.integers(1, 4))
+@settings(max_examples=60)
+def test_saying_it_again_is_never_better(words, n):
+    once, twice, often = scores(Repetition(n), " ".join(words), " ".join(words * 2), " ".join(words * 40))
+    assert 0 >= once >= twice >= often > -1
+
+
+@pytest.mark.parametrize("bad", [{"n": 0}, {"n": 1.5}, {"n": True}, {"unit": "letters"}])
+def test_wrong_repetition(bad):
+    with pytest.raises(ValueError, match="repetition: .* expected"):
+        Repetition(**bad)
+
+
+# Regular expressions.
+
+
+def test_a_match_anywhere():
+    assert scores(r"regex?pattern=\d+ stars", "It has 5 stars.", "It has five stars.", "") == [1, 0, 0]
+
+
+def test_a_plus_sign_is_a_plus_sign_and_an_ampersand_can_be_written():
+    assert scores("regex?pattern=ab+c", "abbc", "ab c") == [1, 0]
+    assert scores("regex?pattern=a%26b", "a&b", "a26b") == [1, 0]
+
+
+def test_several_matches():
+    assert scores("regex?pattern=[!]&limit=4", "no", "one!", "a! b! c!", "!!!!!!") == [0, 0.25, 0.75, 1]
+
+
+def test_the_whole_completion():
+    assert scores("regex?pattern=yes|no&whole=true", " yes\n", "no", "yes no", "") == [1, 1, 0, 0]
+
+
+def test_case():
+    assert scores("regex?pattern=good", "GOOD") == [0]
+    assert scores("regex?pattern=good&ignore_case=true", "GOOD") == [1]
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"pattern": "("}, "expected a regular expression"),
+        ({"pattern": "x*"}, "matches the empty text"),
+        ({"pattern": ""}, "matches the empty text"),
+        ({"pattern": "x", "limit": 0}, "at least 1"),
+        ({"pattern": "x", "limit": 2, "whole": True}, "leave one of them out"),
+    ],
+)
+def test_wrong_patterns(bad, message):
+    with pytest.raises(ValueError, match=message):
+        Regex(**bad)
+
+
+# Target words.
+
+
+def test_coverage_is_the_share_of_the_target_words_and_density_that_of_the_completion():
+    texts = ["A good film, a GOOD film.", "Goods and films", "it's good", ""]
+    assert scores("words?words=good,film,plot,it's", *texts) == [0.5, 0, 0.5, 0]
+    assert scores("words?words=good,film,plot,it's&measure=density", *texts) == pytest.approx([4 / 6, 0, 1, 0])
+
+
+def test_target_words_as_a_list_once_each():
+    assert scores(TargetWords(["Good", "good"]), "good") == [1]
+
+
+@pytest.mark.parametrize("bad", ["", "good,", "two words", ["a", 3], []])
+def test_what_is_no_word(bad):
+    with pytest.raises(ValueError, match=r"words: .* is no word"):
+        TargetWords(bad)
+
+
+def test_a_wrong_measure_of_words():
+    with pytest.raises(ValueError, match="expected one of coverage, density"):
+        load_reward_model("words?words=a&measure=count")
+
+
+# Readability.
+
+BEAUTIFUL = "The beautiful animal was sitting on the table."  # 8 words; 1+3+3+1+2+1+1+2 = 14 syllables
+
+
+def test_reading_ease():
+    ease = 206.835 - 1.015 * 8 - 84.6 * 14 / 8  # 50.665
+    assert scores("readability", BEAUTIFUL) == pytest.approx([ease / 100])
+
+
+def test_reading_ease_is_cut_to_a_range_and_an_empty_text_is_not_easy():
+    easy = "The cat sat on the mat."  # 116.1
+    hard = "Institutional internationalisation necessitates organisational responsibility."
+    assert scores("readability", easy, hard, "", "...") == [1, 0, 0, 0]
+
+
+def test_a_school_grade_to_aim_at():
+    grade = 0.39 * 8 + 11.8 * 14 / 8 - 15.59  # 8.18
+    found = scores("readability?measure=flesch_kincaid_grade&target=10", BEAUTIFUL, "")
+    assert found == pytest.approx([-(10 - grade) / 10, -1])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"measure": "smog"}, "expected one of flesch_reading_ease"),
+        ({"measure": "gunning_fog"}, "needs the one to aim at"),
+        ({"target": 0}, "above 0"),
+        ({"target": float("nan")}, "above 0"),
+    ],
+)
+def test_wrong_readability(bad, message):
+    with pytest.raises(ValueError, match=message):
+        Readability(**bad)
+
+
+def test_without_textstat_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "textstat.textstat", None)
+    with pytest.raises(ImportError, match=r"pip install 'lm-gym\[readability\]'"):
+        load_reward_model("readability")
+
+
+def test_messages_are_read_too():
+    message = [{"role": "assistant", "content": "good good"}]
+    assert scores("repetition?n=1", message) == [-0.5]
+    assert scores("regex?pattern=good", message) == [1]
+    assert scores("words?words=good", message) == [1]
+    assert scores("readability", message) == [1]
