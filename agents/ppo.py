@@ -26,11 +26,12 @@ from typing import Any, ClassVar
 
 import torch
 
-from lm_gym.advantages import explained_variance, gae, masked_mean, whiten
+from lm_gym.advantages import gae, whiten
 from lm_gym.agent import LMAgent
 from lm_gym.losses import policy_loss, value_loss
 from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit
 from lm_gym.rollout import Rollout
+from lm_gym.values import centred
 
 
 @dataclass
@@ -83,20 +84,9 @@ class PPO(LMAgent):
 
     def update(self, rollout: Rollout) -> dict[str, float]:
         advantages, returns = self.advantages(rollout)
-        assert rollout.values is not None
-        ev = explained_variance(rollout.values, returns, rollout.response_mask)
-        values = rollout.values + self.centre(rollout, returns)
+        values, measured = centred(self.policy, rollout, returns)
         out = fit(self, rollout, lambda b: self.loss(b, advantages, returns, values), epochs=self.config.epochs)
-        if ev == ev:  # there is none where all returns are equal
-            out["val/explained_variance"] = ev
-        return out
-
-    def centre(self, rollout: Rollout, returns: torch.Tensor) -> float:
-        """Move all values by the mean error of this rollout, and say by how much."""
-        assert rollout.values is not None
-        by = float(masked_mean(returns - rollout.values, rollout.response_mask))
-        self.policy.centre_values(by)
-        return by
+        return out | measured
 
     def loss(
         self, batch: Minibatch, advantages: torch.Tensor, returns: torch.Tensor, old_values: torch.Tensor

@@ -46,6 +46,52 @@ def gae(
     return advantages, (advantages + values) * mask
 
 
+def returns_to_go(rewards: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """(B, T) G_t = Σ_{i≥t} r_i, zero behind the end: what was earned from token t on, γ = 1.
+
+    Sutton and Barto, Reinforcement Learning, 2nd ed., eq. 3.8.
+
+    Args:
+        rewards: (B, T). mask: (B, T) bool, True on the T_i tokens of each text, which stand in front.
+    """
+    if rewards.shape != mask.shape:
+        raise ValueError(
+            f"returns_to_go expected rewards and mask of one shape (B, T), got {tuple(rewards.shape)}, "
+            f"{tuple(mask.shape)}"
+        )
+    return rewards.masked_fill(~mask, 0.0).flip(-1).cumsum(-1).flip(-1) * mask
+
+
+def in_groups(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """(B/n, n) from numbers of texts (B,), of which each n in a row have one prompt."""
+    if x.dim() != 1 or group_size < 2 or len(x) % group_size:
+        raise ValueError(
+            "groups expected numbers of shape (B,), B a multiple of a group_size of at least 2, got shape "
+            f"{tuple(x.shape)} and group_size={group_size}"
+        )
+    return x.reshape(-1, group_size)
+
+
+def group_mean(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """(B,) the mean of each text's group, the text itself included, of (B,) numbers."""
+    return in_groups(x, group_size).mean(-1).repeat_interleave(group_size)
+
+
+def group_std(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """(B,) the sample standard deviation (n − 1) of each text's group, of (B,) numbers."""
+    return in_groups(x, group_size).std(-1).repeat_interleave(group_size)
+
+
+def leave_one_out(x: torch.Tensor, group_size: int) -> torch.Tensor:
+    """(B,) the mean of the other n − 1 texts of each text's group, of (B,) numbers.
+
+    b_i = Σ_{j≠i} x_j/(n − 1), independent of text i, so that x_i − b_i is without bias (Kool et al. 2019, "Buy 4
+    REINFORCE samples, get a baseline for free!"; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+    """
+    groups = in_groups(x, group_size)
+    return ((groups.sum(-1, keepdim=True) - groups) / (group_size - 1)).reshape(-1)
+
+
 def masked_mean(x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the True positions of ``mask``; a scalar tensor."""
     return (x * mask).sum() / mask.sum()

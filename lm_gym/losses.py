@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum")
+AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 
 
 def policy_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     advantages: torch.Tensor,
-    clip_range: float,
+    clip_range: float | None,
     clip_range_high: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Clipped surrogate per token (Schulman et al. 2017, arXiv:1707.06347, eq. 7), and where the clip took hold.
@@ -20,11 +20,15 @@ def policy_loss(
 
     Args:
         logprobs, old_logprobs, advantages: one number a token, one shape.
-        clip_range: ε. clip_range_high: ε_high (DAPO's clip-higher, arXiv:2503.14476); None: ε.
+        clip_range: ε; None: −ρ·A, whose gradient where ρ = 1 is REINFORCE's, that of −A·log π.
+        clip_range_high: ε_high (DAPO's clip-higher, arXiv:2503.14476); None: ε.
     """
-    high = clip_range if clip_range_high is None else clip_range_high
     ratio = (logprobs - old_logprobs).exp()
-    free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - clip_range, 1 + high)
+    free = -advantages * ratio
+    if clip_range is None:
+        return free, torch.zeros_like(free, dtype=torch.bool)
+    high = clip_range if clip_range_high is None else clip_range_high
+    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + high)
     return torch.maximum(free, clipped), clipped > free
 
 
@@ -40,17 +44,18 @@ def value_loss(
     return 0.5 * torch.maximum(free, clipped), clipped > free
 
 
-def weights(mask: torch.Tensor, aggregation: str) -> torch.Tensor:
+def weights(mask: torch.Tensor, aggregation: str, longest: int = 1) -> torch.Tensor:
     """(B, T) weights w with loss = Σ w·token loss, for a minibatch's response mask (B, T).
 
-    token_mean: 1/Σ_i T_i.  sequence_mean: 1/(B·T_i).  sequence_sum: 1/B.
+    token_mean: 1/Σ_i T_i.  sequence_mean: 1/(B·T_i).  sequence_sum: 1/B.  constant: 1/(B·longest), ``longest`` being
+    the tokens that a text may have at most.
     """
     m = mask.float()
     if aggregation == "token_mean":
         return m / m.sum()
     if aggregation == "sequence_mean":
         return m / m.sum(-1, keepdim=True).clamp(min=1) / len(m)
-    return m / len(m)
+    return m / (len(m) * (longest if aggregation == "constant" else 1))
 
 
 def entropy(logp: torch.Tensor) -> torch.Tensor:

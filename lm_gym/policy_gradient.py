@@ -36,7 +36,8 @@ class PolicyGradientConfig(AgentConfig):
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the minibatch's; None: the minibatch. Saves memory only."""
     aggregation: str = "token_mean"
-    """"token_mean" over the minibatch, "sequence_mean" (1/length), or "sequence_sum" (sum a text, mean of them)."""
+    """"token_mean" over the minibatch, "sequence_mean" (1/length), "sequence_sum" (sum a text, mean of them) or
+    "constant" (that sum over the tokens that a text may have at most)."""
     kl_in: str = "reward"
     """Where KL is paid: "reward" (−β·(log π − log π_ref) a token, without bias), "loss" (+β·estimator), or "entropy"
     (reward β·log π_ref, −β·entropy in the loss)."""
@@ -110,12 +111,15 @@ class Minibatch:
         return self.mean(x.detach().float()) / self.total
 
 
-def fit(agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1) -> dict[str, float]:
-    """Passes over a rollout in minibatches; returns the means of what they logged.
+def fit(
+    agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1, keep: torch.Tensor | None = None
+) -> dict[str, float]:
+    """Passes over a rollout in minibatches; returns the means of what they logged, nothing where no text is trained on.
 
     Args:
         loss: of a minibatch: a scalar with gradient (a weighted sum over its tokens, so that micro-batches add up), and
             weighted sums to log. The KL or entropy that ``kl_in`` puts in the loss is added here.
+        keep: (B,) bool, which texts weigh anything; None: all.
     """
     c = agent.config
     assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
@@ -123,12 +127,16 @@ def fit(agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1) -> dic
     for _ in range(epochs):
         order = torch.randperm(len(rollout), generator=agent.generator)
         for index in order.split(c.minibatch_size or len(rollout)):
-            stats.append(gradient(agent, rollout, index, loss, first=not stats))
+            if keep is not None and not keep[index].any():
+                continue
+            stats.append(gradient(agent, rollout, index, loss, first=not stats, keep=keep))
             norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), c.max_grad_norm)
             stats[-1]["grad/norm"] = float(norm)
             agent.optimizer.step()
             agent.optimizer.zero_grad(set_to_none=True)
     agent.kl_control.after_update(rollout)
+    if not stats:
+        return {}
     out = {key: sum(s[key] for s in stats) / len(stats) for key in stats[-1]}
     if len(stats) > 1:
         out["val/ratio_var"] = float(torch.tensor([s["val/ratio"] for s in stats]).var())
@@ -137,13 +145,20 @@ def fit(agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1) -> dic
 
 
 def gradient(
-    agent: LMAgent, rollout: Rollout, index: torch.Tensor, loss: Loss, *, first: bool = False
+    agent: LMAgent,
+    rollout: Rollout,
+    index: torch.Tensor,
+    loss: Loss,
+    *,
+    first: bool = False,
+    keep: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Adds up the gradient of one minibatch of texts (b,), in micro-batches whose weights make the minibatch's."""
     c = agent.config
     assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
     share = torch.zeros(rollout.response_mask.shape)
-    share[index] = weights(rollout.response_mask[index], c.aggregation)
+    counts = rollout.response_mask if keep is None else rollout.response_mask & keep[:, None]
+    share[index] = weights(counts[index], c.aggregation, agent.mdp.max_new_tokens)
     size = float(share.sum())
     total: dict[str, float] = {}
     for part in index.split(c.micro_batch_size or len(index)):

@@ -1,9 +1,10 @@
-"""Values that decoding did not record: of a critic with a trunk of its own, and of texts that a wrapper cut off."""
+"""What critics say: values that decoding did not record, and the constant that they are moved by."""
 
 from __future__ import annotations
 
 import torch
 
+from lm_gym.advantages import explained_variance, masked_mean
 from lm_gym.policy import Policy
 from lm_gym.rollout import Rollout
 
@@ -22,6 +23,20 @@ def critic_values(policy: Policy, rollout: Rollout) -> torch.Tensor:
         values = policy.critic(part.input_ids.to(device), part.attention_mask.to(device), t)
         out[at, :t] = values.cpu() * part.response_mask
     return out
+
+
+def centred(policy: Policy, rollout: Rollout, returns: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """Moves all values by the mean error of a rollout; its values (B, T) after that, and what to log of them before.
+
+    Args:
+        returns: (B, T) what the values should have been.
+    """
+    assert rollout.values is not None
+    ev = explained_variance(rollout.values, returns, rollout.response_mask)
+    by = float(masked_mean(returns - rollout.values, rollout.response_mask))
+    policy.centre_values(by)
+    # there is none where all returns are equal
+    return rollout.values + by, {} if ev != ev else {"val/explained_variance": ev}
 
 
 @torch.no_grad()

@@ -3,7 +3,16 @@
 import pytest
 import torch
 
-from lm_gym.advantages import explained_variance, gae, masked_mean, whiten
+from lm_gym.advantages import (
+    explained_variance,
+    gae,
+    group_mean,
+    group_std,
+    leave_one_out,
+    masked_mean,
+    returns_to_go,
+    whiten,
+)
 
 REWARDS = torch.tensor([[1.0, 2.0, 4.0, 9.0], [3.0, 9.0, 9.0, 9.0]])  # 9 stands behind the end: it must not count
 VALUES = torch.tensor([[0.5, 1.0, -1.0, 9.0], [2.0, 9.0, 9.0, 9.0]])
@@ -95,3 +104,32 @@ def test_explained_variance() -> None:
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # Var(2r) = 4·Var(r)
     flat = explained_variance(returns, torch.ones(1, 4), mask)
     assert flat != flat
+
+
+GROUPS = torch.tensor([1.0, 2.0, 6.0, 4.0, 4.0, 4.0])  # two prompts, three texts each
+
+
+def test_returns_to_go_by_hand() -> None:
+    """(1, 2, 4 | behind the end 9) and (3 | 9, 9, 9)."""
+    torch.testing.assert_close(returns_to_go(REWARDS, MASK), torch.tensor([[7.0, 6.0, 4.0, 0.0], [3.0, 0.0, 0.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"one shape \(B, T\), got \(2, 4\), \(2, 3\)"):
+        returns_to_go(REWARDS, MASK[:, :3])
+
+
+def test_statistics_of_groups_by_hand() -> None:
+    """Of 1, 2, 6: mean 3, sample variance (4 + 1 + 9)/2 = 7; the others' means are 4, 3.5, 1.5."""
+    torch.testing.assert_close(group_mean(GROUPS, 3), torch.tensor([3.0, 3.0, 3.0, 4.0, 4.0, 4.0]))
+    torch.testing.assert_close(group_std(GROUPS, 3), torch.tensor([7**0.5, 7**0.5, 7**0.5, 0.0, 0.0, 0.0]))
+    torch.testing.assert_close(leave_one_out(GROUPS, 3), torch.tensor([4.0, 3.5, 1.5, 4.0, 4.0, 4.0]))
+
+
+def test_a_leave_one_out_advantage_is_the_groups_one_stretched() -> None:
+    """R_i − Σ_{j≠i} R_j/(n − 1) = n/(n − 1)·(R_i − mean): Dr. GRPO's, but for the constant."""
+    torch.testing.assert_close(GROUPS - leave_one_out(GROUPS, 3), 1.5 * (GROUPS - group_mean(GROUPS, 3)))
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_groups_that_do_not_come_out_even_are_refused(size: int) -> None:
+    for of_group in (group_mean, group_std, leave_one_out):
+        with pytest.raises(ValueError, match=f"group_size={size}"):
+            of_group(GROUPS, size)

@@ -67,6 +67,7 @@ def test_weights_of_each_aggregation() -> None:
     rows = torch.tensor([[1 / 6, 1 / 6, 1 / 6, 0], [1 / 2, 0, 0, 0]])
     torch.testing.assert_close(weights(mask, "sequence_mean"), rows)
     torch.testing.assert_close(weights(mask, "sequence_sum"), mask / 2.0)
+    torch.testing.assert_close(weights(mask, "constant", 10), mask / 20.0)
     assert float(weights(mask, "token_mean").sum()) == float(weights(mask, "sequence_mean").sum()) == 1.0
 
 
