@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lm_gym.reward_models.constrained import Constrained as Constrained
     from lm_gym.reward_models.ensemble import Ensemble as Ensemble
     from lm_gym.reward_models.length import LengthTarget as LengthTarget
+    from lm_gym.reward_models.lm_judge import LMJudge as LMJudge
     from lm_gym.reward_models.normalised import Normalised as Normalised
     from lm_gym.reward_models.readability import Readability as Readability
     from lm_gym.reward_models.regex import Regex as Regex
@@ -42,6 +43,7 @@ _REWARD_MODELS = {
     "Constrained": "lm_gym.reward_models.constrained",
     "Ensemble": "lm_gym.reward_models.ensemble",
     "JudgeByColumn": "lm_gym.reward_models.by_column",
+    "LMJudge": "lm_gym.reward_models.lm_judge",
     "LengthTarget": "lm_gym.reward_models.length",
     "Lexicographic": "lm_gym.reward_models.combine",
     "Minimum": "lm_gym.reward_models.combine",
