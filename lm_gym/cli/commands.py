@@ -1,4 +1,4 @@
-"""The command line: `lm-gym demo | train <agent> | sample | ls | serve-reward | doctor`.
+"""The command line: `lm-gym demo | train <agent> | sample | ls | serve-reward | annotate | doctor`.
 
 Flags are made by tyro from dataclasses, so that every field has one, with its docstring as help. Exit codes: 0 done,
 1 a run that broke off (or `doctor` found something broken), 2 something that the user can put right, 130 stopped by
@@ -71,6 +71,14 @@ class Ls:
 
 
 @dataclass
+class Annotate:
+    """Preferences from people, on a page of one's own: `lm-gym annotate serve --help`."""
+
+    what: tyro.conf.Positional[Literal["serve", "status", "export", "import", "select"]]
+    """What to do; each has options of its own."""
+
+
+@dataclass
 class Doctor:
     """Check this installation, and say what to do about what is broken."""
 
@@ -82,6 +90,7 @@ Command = (
     | Annotated[Ls, tyro.conf.subcommand("ls")]
     | Annotated[ServeReward, tyro.conf.subcommand("serve-reward")]
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
+    | Annotated[Annotate, tyro.conf.subcommand("annotate")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -125,6 +134,10 @@ def run(args: Sequence[str]) -> int:
         with refusing():
             options = parse_train(args[1], args[2:])
         return train(options)
+    if args[:1] == ["annotate"]:
+        from lm_gym.cli.annotate import annotate
+
+        return annotate(args[1:])
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="lm-gym",

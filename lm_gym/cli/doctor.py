@@ -24,7 +24,7 @@ EXTRAS = {
     "peft": (("peft",), "LoRA (--lora-rank)"),
     "vllm": (("vllm",), "decoding with vLLM"),
     "report": (("matplotlib",), "plots"),
-    "annotate": (("fastapi", "uvicorn", "jinja2"), "the annotation page"),
+    "annotate": (("fastapi", "uvicorn", "jinja2", "markdown_it", "nh3"), "the annotation page"),
     "track": (("tensorboard", "trackio", "wandb"), "trackers beside CSV and JSONL"),
 }
 """Extra -> modules that it brings, and what for."""

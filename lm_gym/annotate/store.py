@@ -1,0 +1,233 @@
+"""The store: one SQLite file in WAL mode that is synchronised to the disk at every commit, so that what the server has
+confirmed survives a kill or a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lm_gym.annotate.schema import APPLICATION_ID, SCHEMA, VERSION
+from lm_gym.rewards import Text
+
+PRIME = 2_147_483_647
+"""Item ids and the order of one's own are numbers below this; products of two stay within SQLite's 64 bits."""
+BUSY_SECONDS = 30.0
+
+ALWAYS = 1_000_000_000
+"""Answers wanted of a gold item: everybody's."""
+
+
+class StoreError(ValueError):
+    """The file is no store, or a request does not fit what is in it."""
+
+
+class Conflict(StoreError):
+    """What was sent contradicts what the store already holds; sending it again will not help."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two completions of a prompt, to be compared."""
+
+    prompt: Text
+    a: Text
+    b: Text
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    gold: int | None = None
+    """The known answer on the scale -3 (a is significantly better) to 3 (b is); None: not known."""
+
+    def uid(self) -> str:
+        """A hash of the three texts, the same for both orders of the completions."""
+        return hashlib.sha256(dumps([self.prompt, *sorted((dumps(self.a), dumps(self.b)))]).encode()).hexdigest()
+
+
+def dumps(value: Any) -> str:
+    """Canonical JSON: equal values give equal texts."""
+    return json.dumps(value, ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+
+
+class Store:
+    """An open store.
+
+    Args:
+        path: the SQLite file.
+        create: make it if it is missing.
+        clock: seconds since 1970.
+
+    Raises:
+        StoreError: missing (without `create`), no store, of another version, or on a disk without WAL.
+    """
+
+    def __init__(self, path: str | Path, *, create: bool = False, clock: Callable[[], float] = time.time) -> None:
+        self.path = Path(path)
+        self.clock = clock
+        self.random = random.SystemRandom()
+        if not create and not self.path.is_file():
+            raise StoreError(
+                f"there is no store {self.path}; `lm-gym annotate serve --data ... --db {self.path}` is one"
+            )
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(
+                self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise StoreError(f"{self.path} expected a store of `lm-gym annotate`, and SQLite says: {error}") from error
+
+    def _open(self) -> None:
+        execute = self._connection.execute
+        found = execute("PRAGMA application_id").fetchone()[0]
+        empty = execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
+        if found != APPLICATION_ID and not empty:
+            raise StoreError(
+                f"{self.path} is an SQLite database, but no store of `lm-gym annotate`: choose another --db"
+            )
+        mode = execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        if mode != "wal":
+            raise StoreError(
+                f"{self.path}: SQLite cannot keep a write-ahead log here (it says {mode!r}); use a local disk"
+            )
+        execute("PRAGMA synchronous = FULL")
+        execute("PRAGMA foreign_keys = ON")
+        with self.transaction() as connection:
+            # Read again: another process may have made the tables since.
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+                for statement in _statements(SCHEMA):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+        version = execute("PRAGMA user_version").fetchone()[0]
+        if version != VERSION:
+            raise StoreError(f"{self.path} is a store of version {version}, and this lm-gym reads {VERSION}")
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that may write: committed and on the disk when the block ends, undone if it raises."""
+        with self._lock:
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    def rows(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[sqlite3.Row]:
+        """The rows of a query that does not write."""
+        with self._lock:
+            return self._connection.execute(sql, parameters).fetchall()
+
+    def value(self, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Any:
+        """The first column of the first row of a query, None if there is no row."""
+        rows = self.rows(sql, parameters)
+        return rows[0][0] if rows else None
+
+    def setting(self, name: str, default: str = "") -> str:
+        """A setting of the store."""
+        found = self.value("SELECT value FROM settings WHERE name = ?", (name,))
+        return default if found is None else str(found)
+
+    def set(self, name: str, value: str) -> None:
+        """Keep a setting."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO settings VALUES (?, ?)", (name, value))
+
+    def close(self) -> None:
+        """Close the file; idle afterwards."""
+        with self._lock:
+            self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def add_pairs(
+    store: Store, pairs: Sequence[Pair], *, source: str, need: int = 1, asked: bool = True, gold: bool = False
+) -> int:
+    """Add pairs that are not there yet; returns how many were new.
+
+    Args:
+        need: answers wanted of each.
+        asked: False holds them back until `selection.select`.
+        gold: they are gold items: everybody gets them, and their `gold` is the known answer.
+    """
+    added = 0
+    with store.transaction() as connection:
+        for pair in pairs:
+            if gold and pair.gold is None:
+                raise StoreError("a gold pair expected a known answer -3 to 3, got None")
+            added += insert(store, connection, pair, source=source, need=need, asked=asked, gold=gold) is not None
+    return added
+
+
+def insert(
+    store: Store,
+    connection: sqlite3.Connection,
+    pair: Pair,
+    *,
+    source: str,
+    need: int,
+    asked: bool = True,
+    gold: bool = False,
+    author: int | None = None,
+    uid: str | None = None,
+) -> int | None:
+    """Add one pair inside a transaction; its id, or None if the store has it (its uid) already."""
+    uid = uid or pair.uid()
+    if connection.execute("SELECT 1 FROM items WHERE uid = ?", (uid,)).fetchone():
+        return None
+    while True:
+        item = store.random.randrange(1, PRIME)
+        if not connection.execute("SELECT 1 FROM items WHERE id = ?", (item,)).fetchone():
+            break
+    connection.execute(
+        "INSERT INTO items (id, uid, asked, need, gold, author, created, source, columns, prompt, a, b)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            item,
+            uid,
+            int(asked or gold),
+            ALWAYS if gold else need,
+            pair.gold if gold else None,
+            author,
+            store.clock(),
+            source,
+            dumps(pair.columns),
+            *(dumps(text) for text in (pair.prompt, pair.a, pair.b)),
+        ),
+    )
+    return item
+
+
+def set_need(store: Store, need: int) -> None:
+    """Ask `need` annotators about every item that is not gold, from now on."""
+    if need < 1:
+        raise StoreError(f"expected at least 1 annotator an item, got {need}")
+    with store.transaction() as connection:
+        connection.execute("UPDATE items SET need = ? WHERE gold IS NULL AND need <> ?", (need, need))
+    store.set("need", str(need))
+
+
+def _statements(script: str) -> Iterator[str]:
+    """The statements of a script one by one: `executescript` would commit the transaction that it runs in."""
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+    assert not statement.strip()
