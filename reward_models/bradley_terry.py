@@ -132,7 +132,7 @@ def train_reward_model(
     data: Sequence[Preference | Ranking],
     config: RewardModelConfig | None = None,
     *,
-    held_out: Sequence[Preference | Ranking] | None = None,
+    held_out_data: Sequence[Preference | Ranking] | None = None,
     log: Callable[[dict[str, float]], None] | None = None,
     **changes: Any,
 ) -> RewardModelFit:
@@ -140,7 +140,7 @@ def train_reward_model(
 
     Args:
         config: its fields may also be given by name (`changes`).
-        held_out: comparisons for early stopping; None: a share of `data` (`config.held_out`), split by prompt.
+        held_out_data: comparisons for early stopping; None: a share of `data` (`config.held_out`), split by prompt.
         log: called with every row of the history.
 
     Raises:
@@ -156,8 +156,8 @@ def train_reward_model(
     train = encode(data, judge, names, margins=config.use_margin)
     kept: list[Comparison] = []
     how = "none"
-    if held_out is not None:
-        kept, how = encode(held_out, judge, names, margins=config.use_margin), "given"
+    if held_out_data is not None:
+        kept, how = encode(held_out_data, judge, names, margins=config.use_margin), "given"
     elif config.held_out:
         train, kept, how = split(train, config.held_out, config.seed)
     if not train:

@@ -67,7 +67,7 @@ def run_training(args: Sequence[str]) -> int:
         shown = LOOK + (HELD_OUT if checked else "")
         try:
             fit = train_reward_model(
-                data, config, held_out=held_out, log=lambda row: print(shown.format(**row), flush=True)
+                data, config, held_out_data=held_out, log=lambda row: print(shown.format(**row), flush=True)
             )
         except FloatingPointError as error:
             raise Failed(str(error)) from error
