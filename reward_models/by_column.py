@@ -43,6 +43,8 @@ class JudgeByColumn:
     def name(self) -> str:
         return f"judge-by-column({self.column}: {', '.join(self.judges)})"
 
+    __name__ = name  # TRL logs rewards/<__name__>
+
     def __call__(
         self,
         prompts: Sequence[Text],

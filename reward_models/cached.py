@@ -67,6 +67,8 @@ class Cached:
     def name(self) -> str:
         return f"cached({reward_model_name(self.reward)})"
 
+    __name__ = name  # TRL logs rewards/<__name__>
+
     def __call__(
         self,
         prompts: Sequence[Text],

@@ -57,6 +57,8 @@ class Normalised:
     def name(self) -> str:
         return f"normalised({reward_model_name(self.reward)})"
 
+    __name__ = name  # TRL logs rewards/<__name__>
+
     def fit(self, mdp: AlignmentMDP, n: int = 512, seed: int = 0) -> Normalised:
         """Take mean and standard deviation (divided by n) of R on n completions of the reference of `mdp`.
 

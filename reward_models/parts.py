@@ -50,6 +50,8 @@ class Combination:
     def name(self) -> str:
         return f"{self.kind}({', '.join(self.parts)})"
 
+    __name__ = name  # TRL logs rewards/<__name__>
+
     def combined(self, scores: np.ndarray, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
         """(B,) from the parts' scores (B, K), in the order of `parts`: NaN where one does not apply, no row all NaN."""
         raise NotImplementedError

@@ -62,7 +62,7 @@ def test_where_no_part_applies_it_is_an_error(kind):
 def test_strings_and_objects_and_names():
     total = WeightedSum(["vader", "length?target=2&unit=words", TASTE])
     assert list(total.parts) == ["vader", "length", "says"]
-    assert reward_model_name(total) == "sum(vader, length, says)"
+    assert reward_model_name(total) == total.__name__ == "sum(vader, length, says)"
     assert ask(total, ["a"]).scores.tolist() == [0 - 0.5 + 1]
 
 
