@@ -16,7 +16,16 @@ if __name__ != "lm_gym.agents":
     )
 
 if TYPE_CHECKING:
+    from lm_gym.agents.a2c import A2C as A2C
+    from lm_gym.agents.dpo import DPO as DPO
+    from lm_gym.agents.dr_grpo import DrGRPO as DrGRPO
+    from lm_gym.agents.grpo import GRPO as GRPO
+    from lm_gym.agents.kto import KTO as KTO
+    from lm_gym.agents.online_dpo import OnlineDPO as OnlineDPO
     from lm_gym.agents.ppo import PPO as PPO
+    from lm_gym.agents.reinforce import REINFORCE as REINFORCE
+    from lm_gym.agents.reinforce_pp import ReinforcePP as ReinforcePP
+    from lm_gym.agents.rloo import RLOO as RLOO
     from lm_gym.agents.sb3 import ExactKL as ExactKL
     from lm_gym.agents.sb3 import LMActorCriticPolicy as LMActorCriticPolicy
     from lm_gym.agents.sb3 import SB3VecEnv as SB3VecEnv
@@ -24,6 +33,19 @@ if TYPE_CHECKING:
 
 # name -> module that defines it, loaded on first use (PEP 562): an agent does not pay for the imports of another.
 _AGENTS = {"PPO": "lm_gym.agents.ppo"}
+_AGENTS |= {
+    "A2C": "lm_gym.agents.a2c",
+    "DrGRPO": "lm_gym.agents.dr_grpo",
+    "GRPO": "lm_gym.agents.grpo",
+    "REINFORCE": "lm_gym.agents.reinforce",
+    "RLOO": "lm_gym.agents.rloo",
+    "ReinforcePP": "lm_gym.agents.reinforce_pp",
+}
+_AGENTS |= {
+    "DPO": "lm_gym.agents.dpo",
+    "KTO": "lm_gym.agents.kto",
+    "OnlineDPO": "lm_gym.agents.online_dpo",
+}
 # what Stable-Baselines3 trains with (docs/sb3.md)
 _AGENTS |= dict.fromkeys(("ExactKL", "LMActorCriticPolicy", "SB3VecEnv", "TextRolloutBuffer"), "lm_gym.agents.sb3")
 __all__ = list(_AGENTS)

@@ -6,10 +6,10 @@ from lm_gym.exact.policies import (
     Tilted,
     best_of_n,
     discounted_optimum,
-    dpo_endpoint,
     top_k_mask,
     top_p_mask,
 )
+from lm_gym.exact.preferences import dpo_endpoint, kto_endpoint
 from lm_gym.exact.solve import (
     Evaluation,
     as_policy,
@@ -45,6 +45,7 @@ __all__ = [
     "endpoint",
     "evaluate",
     "kl_between",
+    "kto_endpoint",
     "optimal_policy",
     "optimum",
     "reference_policy",

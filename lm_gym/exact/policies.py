@@ -1,4 +1,4 @@
-"""Known policies of an exact language besides the optimum: best-of-n, masks, preference optimisation, discounting.
+"""Known policies of an exact language besides the optimum: best-of-n, masks, discounting.
 
 All but the masks depend on a text through its score alone: π(y) = π_ref(y)·w(R(y)). That is a table over prefixes, by
 one backward pass, and where states are steps everything about it follows from the reference's distribution of R.
@@ -44,54 +44,7 @@ def best_of_n(language: ExactLanguage, n: int, kl_coef: float | None = None) -> 
         below = np.concatenate([[0.0], np.minimum(np.cumsum(ref)[:-1], 1.0), [1.0]])
         return np.diff(below**n)
 
-    return _tilt(language, chance, beta_of(language, kl_coef))
-
-
-def dpo_endpoint(
-    language: ExactLanguage,
-    beta: float | None = None,
-    *,
-    label_smoothing: float = 0.0,
-    variant: str = "dpo",
-    tau: float | None = None,
-) -> Tilted:
-    """Where preference optimisation ends on pairs drawn from the reference with Bradley-Terry labels.
-
-    Both texts of a pair are independent draws, and y_1 is preferred with probability p = σ(R_1 − R_2).
-
-    variant "dpo" (Rafailov et al. 2023): minimises −log σ(h) with h = β·(log-ratio of the chosen − of the rejected).
-        Without smoothing it ends at π*. `label_smoothing` ε (conservative DPO) trains −(1 − ε)·log σ(h) − ε·log σ(−h):
-        no policy matches every pair then, and the best fit is found by Newton's method.
-    variant "ipo" (Azar et al. 2023): minimises (h − 1/(2τ))² with h the difference of log-ratios; in closed form
-        log-ratio(y) = E_{y'}[2·p(y ≻ y') − 1]/(2τ) + const.
-
-    Args:
-        beta: β of the DPO loss; τ of IPO is `tau`. Both are the language's kl_coef by default.
-
-    Regret is against the language's own objective with kl_coef = `beta` (for IPO `tau`).
-    """
-    if variant not in ("dpo", "ipo"):
-        raise ValueError(f"variant must be 'dpo' or 'ipo', got {variant!r}")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
-    if variant == "dpo" and tau is not None or variant == "ipo" and (label_smoothing or beta is not None):
-        raise ValueError("'dpo' takes beta and label_smoothing, 'ipo' takes tau")
-    strength = beta_of(language, beta if variant == "dpo" else tau)
-    if strength <= 0:
-        raise ValueError("beta and tau must be above 0")
-
-    def chance(scores: FloatArray, ref: FloatArray) -> FloatArray:
-        preferred = _sigmoid(scores[:, None] - scores[None, :])
-        if variant == "ipo":
-            log_ratio = (2 * preferred - 1) @ ref / (2 * strength)
-        elif label_smoothing == 0:
-            log_ratio = scores / strength  # h = R_1 − R_2 fits every pair
-        else:
-            log_ratio = _fit_preferences((1 - 2 * label_smoothing) * preferred + label_smoothing, ref) / strength
-        tilted = ref * np.exp(log_ratio - log_ratio[ref > 0].max())
-        return np.asarray(tilted / tilted.sum())
-
-    return _tilt(language, chance, strength)
+    return tilt(language, chance, beta_of(language, kl_coef))
 
 
 def discounted_optimum(language: ExactLanguage, gamma: float, kl_coef: float | None = None) -> Tilted:
@@ -150,7 +103,7 @@ def top_k_mask(language: ExactLanguage, k: int, *, keep_eos: bool = True) -> NDA
     return mask
 
 
-def _tilt(language: ExactLanguage, chance: Callable[[FloatArray, FloatArray], FloatArray], beta: float) -> Tilted:
+def tilt(language: ExactLanguage, chance: Callable[[FloatArray, FloatArray], FloatArray], beta: float) -> Tilted:
     """The policy with P(R = r_k) = chance(r, ref)_k in each prompt and the reference's proportions within a score."""
     reference = score_distribution(language)
     scores, probs, reward, kl = [], [], [], []
@@ -184,29 +137,3 @@ def _as_prefix_policy(
     never = joint.sum(axis=1, keepdims=True) <= 0  # a state that π never visits keeps the reference's row
     joint = np.where(never, table.ref_probs, joint)
     return np.asarray(joint / joint.sum(axis=1, keepdims=True))
-
-
-def _sigmoid(x: FloatArray) -> FloatArray:
-    return np.asarray(0.5 * (1 + np.tanh(0.5 * x)))
-
-
-def _fit_preferences(target: FloatArray, ref: FloatArray) -> FloatArray:
-    """(K,) u minimising Σ_ij ref_i·ref_j·cross-entropy(target_ij, σ(u_i − u_j)); convex, u fixed to mean 0.
-
-    Newton on the gradient divided by ref_i, Σ_j ref_j·(σ(u_i − u_j) − target_ij) = 0: rare scores, which the loss
-    hardly feels, matter once they are multiplied by exp(u/β).
-    """
-    u = np.zeros(len(ref))
-    for _ in range(1000):
-        fitted = _sigmoid(u[:, None] - u[None, :])
-        gradient = (fitted - target) @ ref
-        curvature = fitted * (1 - fitted) * ref
-        jacobian = np.diag(curvature.sum(axis=1)) - curvature + ref  # + ref: pins the mean, as shifts cost nothing
-        step = -np.linalg.solve(jacobian, gradient + u @ ref)
-        size = float(np.abs(step).max())
-        u = u + step * min(1.0, 1.0 / size if size > 0 else 1.0)
-        if size < 1e-13:
-            break
-    residual = float(np.abs((_sigmoid(u[:, None] - u[None, :]) - target) @ ref).max())
-    assert residual < 1e-10, f"the preference fit stopped at residual {residual}"
-    return u

@@ -1,0 +1,167 @@
+"""KTO: learning from single texts that are good or bad (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8).
+
+With r = log(π(y|x)/π_ref(y|x)) and a reference point z_0:
+
+    L = E[λ_y − v],   v = λ_D·σ(β·(r − z_0)) for good texts,   λ_U·σ(β·(z_0 − r)) for bad ones
+
+z_0 stands for KL(π‖π_ref), and is estimated as in HALOs and TRL: the mean log-ratio, over the batch, of every prompt
+with the text of the prompt before it, clipped at 0, without gradient. β is the environment's ``kl_coef``.
+
+Texts are given (``feedback``), or drawn: pairs of the reference's texts, as DPO draws them, taken apart. The first text
+of a pair is good with P = σ(R_1 − R_2), the second with 1 − P; by default the label is that probability, and the loss
+the mean over both outcomes.
+
+KTO does not end at the optimum. On a single prompt the mismatched texts are draws of the reference too, of which the
+mean log-ratio is −KL(π_ref‖π) ≤ 0: z_0 is 0, and what is minimised is the reference's mean of −(2d − 1)·σ(β·r), with
+d the probability that a text is good. Texts with d < ½ end with probability 0, the others at
+(2d − 1)·β·σ'(β·r) = μ·exp(r). ``lm_gym.exact.kto_endpoint`` solves it (by bisection in r and μ): on the worked example
+regret .1644, E[R] 1.848, KL .918; with hard labels .2133. RESULTS
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from lm_gym import judged
+from lm_gym.agent import LMAgent, Update
+from lm_gym.agent_config import AgentConfig, check_choice
+from lm_gym.example_source import ExampleSource, read_feedback
+from lm_gym.judged import LABELS, Batch
+
+
+@dataclass
+class KTOConfig(AgentConfig):
+    """KTO's fields, beside those of :class:`lm_gym.agent_config.AgentConfig`."""
+
+    batch_size: int = 32
+    """Texts an update."""
+    micro_batch_size: int | None = None
+    """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
+    feedback: str | None = None
+    """Judged texts: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id with `prompt`, `completion` and
+    `label`; in Python also a list or a ``Dataset``. None: drawn from the reference, labelled by the reward."""
+    n_texts: int = 0
+    """Of drawn texts: so many, drawn once and gone over repeatedly, as a data set is; 0: fresh ones each update."""
+    labels: str = "probability"
+    """Of drawn texts: the "probability" of being the better of two, "sampled" with it, or "hard" (the higher score)."""
+    desirable_weight: float = 1.0
+    """λ_D, the weight of good texts."""
+    undesirable_weight: float = 1.0
+    """λ_U, the weight of bad texts."""
+
+
+def kto_loss(
+    ratios: torch.Tensor, good: torch.Tensor, z0: float, beta: float, lambda_d: float = 1.0, lambda_u: float = 1.0
+) -> torch.Tensor:
+    """p·λ_D·(1 − σ(β·(r − z_0))) + (1 − p)·λ_U·(1 − σ(β·(z_0 − r))) (Ethayarajh et al. 2024, eq. 7 and 8).
+
+    Args:
+        ratios: (n,) r, log-ratios of texts to the reference. good: (n,) p, the probability that the text is good.
+        z0: the reference point, nats, at least 0. beta: β above 0. lambda_d, lambda_u: weights of good and bad.
+
+    Returns:
+        (n,) losses.
+    """
+    better, worse = torch.sigmoid(beta * (z0 - ratios)), torch.sigmoid(beta * (ratios - z0))
+    return good * lambda_d * better + (1 - good) * lambda_u * worse
+
+
+class KTO(LMAgent):
+    """KTO; see the module's docstring for the loss and where it ends, and :class:`KTOConfig` for every field."""
+
+    config_class: ClassVar[type[KTOConfig]] = KTOConfig
+    name: ClassVar[str] = "kto"
+    config: KTOConfig
+
+    def __init__(self, env: Any, **config: Any) -> None:
+        given = config.pop("feedback", None)
+        super().__init__(env, **config)
+        c = self.config
+        check_choice("labels", c.labels, LABELS)
+        if self.kl_coef <= 0:
+            raise ValueError("kl_coef expected above 0: it is the β of the loss, and 0 leaves nothing to learn")
+        if min(c.desirable_weight, c.undesirable_weight) < 0 or not c.desirable_weight + c.undesirable_weight:
+            raise ValueError("desirable_weight and undesirable_weight expected at least 0, and one of them above")
+        if self.mdp.top_k is not None:
+            raise ValueError("KTO expected an environment without top_k: z_0 is of texts that it might not let write")
+        if c.batch_size < 2:
+            raise ValueError("batch_size expected at least 2 texts: z_0 is estimated on each other's prompts")
+        if given is not None and (c.n_texts or c.labels != "probability"):
+            raise ValueError("n_texts and labels are of drawn texts, which feedback=None asks for; got feedback too")
+        if given is None and (c.batch_size % 2 or c.n_texts % 2 or 0 < c.n_texts < c.batch_size):
+            raise ValueError(
+                f"texts are drawn in pairs: batch_size expected an even number, and n_texts 0 or an even number of at "
+                f"least batch_size, got {c.batch_size} and {c.n_texts}"
+            )
+        self.source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
+        c.feedback = self.source.name
+
+    def draw(self, n: int) -> Batch:
+        """n texts of the reference, two a prompt, labelled by how each compares with the other."""
+        prompts = [p for p in self.next_prompts(n // 2) for _ in range(2)]
+        texts, metrics = judged.draw(self, self.mdp.reference, prompts)
+        assert texts.scores is not None
+        first, second = texts.scores.view(-1, 2).T
+        p = judged.preferred(first, second, self.config.labels, self.generator)
+        apart = torch.arange(n).view(-1, 2).T.flatten()  # so that the text before has another prompt
+        return Batch.drawn(texts.select(apart), torch.cat([p, 1 - p]), metrics)
+
+    @torch.no_grad()
+    def reference_point(self, batch: Batch) -> float:
+        """z_0: max(0, mean log-ratio of each prompt with the text of the one before it)."""
+        prompts, tokens = batch.texts.token_lists()
+        shifted = judged.as_rollout(prompts, [tokens[-1], *tokens[:-1]], self.mdp)
+        step, total = self.config.micro_batch_size or len(prompts), 0.0
+        for index in torch.arange(len(prompts)).split(step):
+            part = shifted.select(index)
+            ref, _ = self.mdp.reference_pass(*part.token_lists())
+            total += float(judged.text_logprobs(self, part).sum()) - float(ref.sum())
+        return max(0.0, total / len(prompts))
+
+    def one_update(self) -> Update:
+        started = time.perf_counter()
+        c, beta = self.config, self.kl_coef
+        batch = self.source.next(c.batch_size)
+        before = time.perf_counter()
+        z0 = self.reference_point(batch)
+
+        def loss(logps: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+            ratios = (logps - batch.ref_logprobs[at].to(logps.device))[:, 0]
+            labels = batch.labels[at].to(logps.device)
+            return kto_loss(ratios, labels, z0, beta, c.desirable_weight, c.undesirable_weight)
+
+        metrics, logps = judged.descend(self, batch, loss)
+        metrics |= batch.metrics | {"val/kto_reference": z0, "length/mean": float(batch.texts.lengths.float().mean())}
+        metrics |= feedback_metrics(logps[:, 0], batch.ref_logprobs[:, 0], batch.labels, beta)
+        metrics |= {"perf/data_seconds": before - started, "perf/update_seconds": time.perf_counter() - before}
+        return Update(metrics, int(batch.texts.lengths.sum()), len(batch.texts), judged.samples(batch, self.mdp))
+
+    def extra_state(self) -> dict[str, Any]:
+        return self.source.state()
+
+    def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        return self.source.tensors()
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        self._saved = state
+
+    def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        self.source.load(self._saved, groups)
+
+
+def feedback_metrics(logps: torch.Tensor, ref_logps: torch.Tensor, good: torch.Tensor, beta: float) -> dict[str, float]:
+    """What TRL logs, of log-probs and labels (n,): means over good and over bad texts, weighted by the labels."""
+    rewards, bad = beta * (logps - ref_logps), 1 - good
+    out = {}
+    for name, weight in (("chosen", good), ("rejected", bad)):
+        if weight.sum() > 0:
+            out[f"rewards/{name}"] = float((weight * rewards).sum() / weight.sum())
+            out[f"logps/{name}"] = float((weight * logps).sum() / weight.sum())
+    if "rewards/chosen" in out and "rewards/rejected" in out:
+        out["rewards/margins"] = out["rewards/chosen"] - out["rewards/rejected"]
+    return out
