@@ -26,6 +26,11 @@ class Run(NamedTuple):
 RUNS: dict[str, Run] = {
     "00_quickstart.py": Run(("--episodes", "3"), prints="3 texts: score"),
     "01_vector_loop.py": Run(("--tokens", "300", "--rows", "8", "--evaluate", "16"), prints="after:  score"),
+    "03_cleanrl_ppo.py": Run(
+        ("--total-timesteps", "256", "--num-envs", "8", "--num-steps", "16", "--evaluate", "16", "--track"),
+        prints="after:  score",
+    ),
+    "04_torchrl.py": Run(("--tokens", "256", "--rows", "8", "--steps", "32"), prints="256 tokens: return"),
 }
 
 
@@ -56,3 +61,19 @@ def test_the_loop_of_ones_own_ends_where_ppo_does(monkeypatch: pytest.MonkeyPatc
     loop = float(capsys.readouterr().out.rsplit("after:  score ", 1)[1].split()[0])
     ppo = PPO(gym.make("LMAlign-v0")).learn(60_000).evaluate(n=512)["objective/scores"]
     assert abs(loop - ppo) < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "argv", "behind", "least"),
+    [
+        ("03_cleanrl_ppo.py", ("--total-timesteps", "60000"), "after:  score ", 0.7),  # .835; .154 before
+        ("04_torchrl.py", ("--tokens", "30000"), "32768 tokens: return ", 0.5),  # .598; .210 at first
+    ],
+)
+def test_a_small_network_lifts_the_reward(
+    name: str, argv: tuple[str, ...], behind: str, least: float, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, *argv])
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert float(capsys.readouterr().out.rsplit(behind, 1)[1].split()[0]) > least

@@ -35,7 +35,7 @@ def batches(wrapper, **options):
         distribution_class=torch.distributions.Categorical,
         return_log_prob=True,
     )
-    collector = Collector(env, actor, frames_per_batch=48, total_frames=96)
+    collector = Collector(env, actor, frames_per_batch=48, total_frames=96, auto_register_policy_transforms=True)
     found = [batch.clone() for batch in collector]
     collector.shutdown()
     return found, envs.unwrapped.kl_coef
