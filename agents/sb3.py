@@ -42,8 +42,9 @@ class SB3VecEnv(VecEnv):
         env: an LM Gym vector environment, bare or in vector wrappers. ``kl_mode="reference"`` becomes ``"reported"``.
             Observations are ``"tokens"`` or ``"hidden"``; SB3 takes no text.
 
-    ``infos[i]`` holds what ``info`` holds for row i, and at an end ``terminal_observation``, ``TimeLimit.truncated``
-    and Monitor's ``episode`` (``r`` return, ``l`` tokens, ``t`` seconds since the start).
+    ``infos[i]`` holds what the single environment's ``info`` does, and at an end ``terminal_observation``,
+    ``TimeLimit.truncated`` (False) and Monitor's ``episode`` (``r`` return, ``l`` tokens, ``t`` seconds since the
+    start).
     """
 
     def __init__(self, env: gym.vector.VectorEnv[Any, Any, Any]) -> None:
@@ -103,23 +104,28 @@ class SB3VecEnv(VecEnv):
         self._actions = actions
 
     def step_wait(self) -> tuple[Any, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        obs, rewards, terminated, truncated, info = self.env.step(self._actions)
+        obs, rewards, done, truncated, info = self.env.step(self._actions)
+        if np.any(truncated):
+            raise ValueError(
+                f"a wrapper truncated rows {np.flatnonzero(truncated).tolist()}, but the environment inside goes on "
+                "with their texts: cut texts off with max_new_tokens"
+            )
         self._returns += rewards
         self._lengths += 1
-        done = terminated | truncated
         infos = []
+        del info["valid"]  # always: no step is spent on a reset
         for i in range(self.num_envs):
             row = row_info(info, i)
             if done[i]:
                 self.reset_infos[i] = {key: row.pop(key) for key in RESET_KEYS if key in row}
-                row = self._last_info(row, i, bool(truncated[i] and not terminated[i]))
+                row = self._last_info(row, i)
             infos.append(row)
         return obs, rewards.astype(np.float32), done, infos
 
-    def _last_info(self, row: dict[str, Any], i: int, cut: bool) -> dict[str, Any]:
+    def _last_info(self, row: dict[str, Any], i: int) -> dict[str, Any]:
         row.update(row.pop("final_info", {}))
         row["terminal_observation"] = row.pop("final_obs")
-        row["TimeLimit.truncated"] = cut
+        row["TimeLimit.truncated"] = False  # SB3 would add a value on top of a score already paid
         seconds = round(time.time() - self._started, 6)
         row["episode"] = {"r": float(self._returns[i]), "l": int(self._lengths[i]), "t": seconds}
         self._returns[i], self._lengths[i] = 0, 0

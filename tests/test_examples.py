@@ -26,6 +26,7 @@ class Run(NamedTuple):
 RUNS: dict[str, Run] = {
     "00_quickstart.py": Run(("--episodes", "3"), prints="3 texts: score"),
     "01_vector_loop.py": Run(("--tokens", "300", "--rows", "8", "--evaluate", "16"), prints="after:  score"),
+    "02_sb3.py": Run(("--steps", "512", "--rows", "8", "--evaluate", "8"), prints="after:  score"),
     "03_cleanrl_ppo.py": Run(
         ("--total-timesteps", "256", "--num-envs", "8", "--num-steps", "16", "--evaluate", "16", "--track"),
         prints="after:  score",
