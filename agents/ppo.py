@@ -28,8 +28,7 @@ import torch
 
 from lm_gym.advantages import gae, whiten
 from lm_gym.agent import LMAgent
-from lm_gym.losses import policy_loss, value_loss
-from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit
+from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit, surrogate, value_error
 from lm_gym.rollout import Rollout
 from lm_gym.values import centred
 
@@ -93,15 +92,6 @@ class PPO(LMAgent):
     ) -> tuple[torch.Tensor, Stats]:
         """The loss of a minibatch; the other arguments are of the whole rollout, (B, T)."""
         c = self.config
-        assert batch.values is not None
-        surrogate, clipped = policy_loss(
-            batch.logprobs, batch.old_logprobs, batch.take(advantages), c.clip_range, c.clip_range_high
-        )
-        value, value_clipped = value_loss(batch.values, batch.take(old_values), batch.take(returns), c.clip_range_value)
-        policy, error = batch.mean(surrogate), batch.mean(value)
-        return policy + c.vf_coef * error, {
-            "loss/policy_avg": policy,
-            "loss/value_avg": error,
-            "policy/clipfrac_avg": batch.share(clipped),
-            "val/clipfrac_avg": batch.share(value_clipped),
-        }
+        policy, stats = surrogate(batch, advantages, c.clip_range, c.clip_range_high)
+        error, more = value_error(batch, returns, old_values, c.clip_range_value)
+        return policy + c.vf_coef * error, stats | more

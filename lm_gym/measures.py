@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lm_gym import kl
+from lm_gym.advantages import group_std
 from lm_gym.losses import entropy
 from lm_gym.mdp import HEAD_NUMBERS, AlignmentMDP
 from lm_gym.models import CausalLM
@@ -56,6 +57,12 @@ def describe(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> dict[str, flo
         "text/distinct_1": distinct(rollout, 1),
         "text/distinct_2": distinct(rollout, 2),
     }
+
+
+def of_groups(returns: torch.Tensor, group_size: int) -> dict[str, float]:
+    """How much the returns (B,) of a prompt's texts differ."""
+    std = group_std(returns, group_size)
+    return {"group/std_avg": float(std.mean()), "group/equal_share": float((std == 0).float().mean())}
 
 
 def distinct(rollout: Rollout, n: int) -> float:

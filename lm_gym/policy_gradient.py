@@ -17,7 +17,7 @@ import torch
 
 from lm_gym.agent_config import AgentConfig
 from lm_gym.forward import token_logprobs
-from lm_gym.losses import weights
+from lm_gym.losses import policy_loss, value_loss, weights
 from lm_gym.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -109,6 +109,38 @@ class Minibatch:
     def share(self, x: torch.Tensor) -> torch.Tensor:
         """The weighted mean of what is logged (n,), whose weights add up to 1 over the minibatch's parts."""
         return self.mean(x.detach().float()) / self.total
+
+
+def surrogate(
+    batch: Minibatch,
+    advantages: torch.Tensor,
+    clip_range: float | None = None,
+    clip_range_high: float | None = None,
+) -> tuple[torch.Tensor, Stats]:
+    """The policy loss of a minibatch, :func:`lm_gym.losses.policy_loss`, and what to log of it.
+
+    Args:
+        advantages: of the whole rollout, a number a token (B, T) or a text (B,).
+    """
+    loss, clipped = policy_loss(batch.logprobs, batch.old_logprobs, batch.take(advantages), clip_range, clip_range_high)
+    mean = batch.mean(loss)
+    stats = {"loss/policy_avg": mean}
+    return mean, stats if clip_range is None else stats | {"policy/clipfrac_avg": batch.share(clipped)}
+
+
+def value_error(
+    batch: Minibatch, returns: torch.Tensor, old_values: torch.Tensor, clip_range: float | None = None
+) -> tuple[torch.Tensor, Stats]:
+    """The value loss of a minibatch, :func:`lm_gym.losses.value_loss`, and what to log of it.
+
+    Args:
+        returns, old_values: of the whole rollout, (B, T).
+    """
+    assert batch.values is not None
+    loss, clipped = value_loss(batch.values, batch.take(old_values), batch.take(returns), clip_range)
+    mean = batch.mean(loss)
+    stats = {"loss/value_avg": mean}
+    return mean, stats if clip_range is None else stats | {"val/clipfrac_avg": batch.share(clipped)}
 
 
 def fit(

@@ -62,6 +62,20 @@ class Rollout:
         """(B,) tokens of each response."""
         return self.response_mask.sum(-1)
 
+    def text_returns(self) -> torch.Tensor:
+        """(B,) what each text earned in all: the sum of its rewards.
+
+        Raises:
+            ValueError: a wrapper cut a text off: what it would have earned is for a critic to say.
+        """
+        cut = (self.finish_reasons or []).count("cut")
+        if cut:
+            raise ValueError(
+                f"whole texts expected, got {cut} of {len(self)} cut off by a wrapper: train with a critic (ppo, a2c), "
+                "or make texts shorter with max_new_tokens"
+            )
+        return self.rewards.sum(-1)
+
     def token_lists(self) -> tuple[list[list[int]], list[list[int]]]:
         """The ids of every prompt and every response, without padding."""
         width = self.response_mask.shape[1]
