@@ -1,4 +1,4 @@
-"""Reward models with state: a Lagrange multiplier, a normalisation. Agents call these three, whatever the reward model.
+"""Reward models with state: a Lagrange multiplier, a normalisation. Agents call these four, whatever the reward model.
 
 State is plain data (numbers, strings, lists, mappings with string keys): it stands in a checkpoint's `state.json`.
 """
@@ -25,6 +25,20 @@ def update_reward_model(reward_model: Callable[..., Any], metrics: Mapping[str, 
     update = getattr(reward_model, "update", None)
     if callable(update):
         update(metrics)
+
+
+def prepare_reward_model(reward_model: Callable[..., Any], mdp: Any) -> None:
+    """Let a reward model measure what it needs before training: `reward_model.prepare(mdp)` if it has that method.
+
+    A normalisation without numbers is fitted on the reference's samples by it. Called once, before the first rollout; a
+    checkpoint's state, loaded afterwards, takes the place of what was measured.
+
+    Args:
+        mdp: the :class:`lm_gym.AlignmentMDP` that the reward model is used in.
+    """
+    prepare = getattr(reward_model, "prepare", None)
+    if callable(prepare):
+        prepare(mdp)
 
 
 def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from lm_gym.reward_specs import is_module, load_reward_model, reward_model_names
-from lm_gym.reward_state import load_reward_state, reward_state, update_reward_model
+from lm_gym.reward_state import load_reward_state, prepare_reward_model, reward_state, update_reward_model
 
 __all__ = [
     "RESERVED_COLUMNS",
@@ -42,6 +42,7 @@ __all__ = [
     "load_reward_model",
     "load_reward_state",
     "plain_text",
+    "prepare_reward_model",
     "reward_model_hash",
     "reward_model_name",
     "reward_model_names",

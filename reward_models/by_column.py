@@ -18,7 +18,14 @@ from lm_gym.reward_models.parts import (
     parts_state,
     update_parts,
 )
-from lm_gym.rewards import RewardModelError, ScoreResult, Text, reward_model_hash, score_texts
+from lm_gym.rewards import (
+    RewardModelError,
+    ScoreResult,
+    Text,
+    prepare_reward_model,
+    reward_model_hash,
+    score_texts,
+)
 
 
 class JudgeByColumn:
@@ -73,6 +80,11 @@ class JudgeByColumn:
             scores[rows] = result.scores
             log_part(value, _spread(result, rows, len(completions)), log_extra, log_metric)
         return nones(scores)
+
+    def prepare(self, mdp: Any) -> None:
+        """Hand the problem on to the judges, before training."""
+        for judge in self.judges.values():
+            prepare_reward_model(judge, mdp)
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Hand a rollout's metrics on to the judges, as a :class:`Combination` does."""

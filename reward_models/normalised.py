@@ -19,6 +19,7 @@ from lm_gym.rewards import (
     Text,
     load_reward_model,
     load_reward_state,
+    prepare_reward_model,
     reward_model_hash,
     reward_model_name,
     reward_state,
@@ -35,8 +36,9 @@ class Normalised:
     This rescales β: the problem with `kl_coef` β is the one that R itself has with β·std. So one β can be kept over
     reward models of different scales; but a number published with it means nothing without `std`.
 
-    Give mean and std, or call :meth:`fit` once. From then on both are frozen: a scale that moved with the policy would
-    be another problem every time. None ("does not apply") stays None, and is left out of the fit.
+    Give mean and std, or call :meth:`fit` once (:meth:`prepare` does so where neither was done). From then on both are
+    frozen: a scale that moved with the policy would be another problem every time. None ("does not apply") stays None,
+    and is left out of the fit.
 
     Range: that of R, moved and scaled. State: mean and std. Logged: R itself, under its name.
 
@@ -95,6 +97,12 @@ class Normalised:
             )
         self._freeze(float(applies.mean()), float(applies.std()))
         return self
+
+    def prepare(self, mdp: AlignmentMDP) -> None:
+        """Before training: fit what was given no numbers, with the defaults of :meth:`fit`."""
+        prepare_reward_model(self.reward, mdp)
+        if self.std is None:
+            self.fit(mdp)
 
     def __call__(
         self,

@@ -18,6 +18,7 @@ from lm_gym.rewards import (
     Text,
     load_reward_model,
     load_reward_state,
+    prepare_reward_model,
     reward_model_hash,
     reward_model_name,
     reward_state,
@@ -95,6 +96,11 @@ class Combination:
             log_part(name, result, log_extra, log_metric)
         self.log(log_extra, log_metric, scores)
         return [float(score) for score in self.combined(scores, columns)]
+
+    def prepare(self, mdp: Any) -> None:
+        """Hand the problem on to the parts, before training."""
+        for part in self.parts.values():
+            prepare_reward_model(part, mdp)
 
     def update(self, metrics: Mapping[str, float]) -> None:
         """Hand a rollout's metrics on to the parts, each its own names: `reward/<part>/x` is its `reward/x`."""

@@ -7,8 +7,14 @@ from small_models import small_mdp
 
 from lm_gym.exact import ExactLanguage, score_distribution
 from lm_gym.exact.envs import exact_mdp
-from lm_gym.reward_models import Normalised, WeightedSum
-from lm_gym.rewards import load_reward_state, reward_model_hash, reward_state, update_reward_model
+from lm_gym.reward_models import JudgeByColumn, Normalised, WeightedSum
+from lm_gym.rewards import (
+    load_reward_state,
+    prepare_reward_model,
+    reward_model_hash,
+    reward_state,
+    update_reward_model,
+)
 
 JUDGE = Says({"a": 5.0, "b": -1.0, "c": None})
 
@@ -52,6 +58,20 @@ def test_it_is_frozen_once_fitted():
         normalised.fit(small_mdp(), n=16)
     update_reward_model(normalised, logged(ask(normalised, ["a"]).metrics))
     assert (normalised.mean, normalised.std) == before
+
+
+def test_what_has_no_numbers_is_fitted_before_training_wherever_it_stands():
+    mdp = exact_mdp(ExactLanguage())
+    given, inner, outer = Normalised("vader", 1.0, 2.0), Normalised(mdp.reward_model), Normalised("length?target=3")
+    judge = JudgeByColumn("prompt_index", {0: WeightedSum({"given": given, "inner": inner, "outer": outer})})
+    whole = Normalised(judge)
+    prepare_reward_model(whole, mdp)
+    assert (given.mean, given.std) == (1, 2)
+    fitted = Normalised(mdp.reward_model).fit(mdp)
+    assert (inner.mean, inner.std) == (fitted.mean, fitted.std)
+    assert whole.mean == pytest.approx(-0.5)  # −1/2 of the one that was given, and 0 of each that was fitted
+    prepare_reward_model(whole, mdp)  # again: they are frozen
+    prepare_reward_model(lambda completions: [0.0], mdp)
 
 
 def test_state_goes_with_a_checkpoint():
