@@ -19,6 +19,7 @@ from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
+from lm_gym.evaluation import Drawn, measure
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
@@ -337,16 +338,12 @@ class LMAgent:
         if prompts is None:  # spread over all of them
             order = np.random.default_rng(seed).permutation(len(records))
             records = [records[i] for i in order]
-        records = [records[i % len(records)] for i in range(n)]
-        completions = self.complete(records, seed=seed)
-        scored = self.mdp.score(completions, kl_coef=self.kl_coef, hidden=True, trainer_state=self.state)
-        rollout = Rollout.from_completions(
-            completions, scored, pad_id=self.policy.lm.pad_id, min_new_tokens=self.mdp.min_new_tokens
-        )
-        metrics = self.describe(rollout)
-        metrics["objective/scores_sem"] = float(scored.scores.std(unbiased=True) / math.sqrt(n)) if n > 1 else 0.0
-        metrics["objective/j"] = metrics["objective/scores"] - self.kl_coef * metrics["objective/kl"]
-        return metrics
+        return self.evaluate_on([records[i % len(records)] for i in range(n)], seed).metrics
+
+    def evaluate_on(self, prompts: Sequence[Prompt], seed: int) -> Drawn:
+        """One text for each prompt, scored and measured; the same draws in every call with one seed."""
+        completions = self.complete(prompts, seed=seed)
+        return measure(self.mdp, self.policy.lm, completions, kl_coef=self.kl_coef, trainer_state=self.state)
 
     def exact_policy(self, language: Any) -> np.ndarray:
         """(S, V) probabilities in every state of an exact language: what :func:`lm_gym.exact.evaluate` takes."""

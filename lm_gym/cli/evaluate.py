@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from lm_gym.prompts import Prompt
 from lm_gym.runinfo import write_atomically
 
 if TYPE_CHECKING:
-    from lm_gym.models import CausalLM
+    from lm_gym.evaluation import Drawn
 
 EVAL_SEED = 12345
 """Of the draws of an evaluation: the same for every run, so that runs differ by their policy alone."""
@@ -31,18 +30,6 @@ NUMBERS = (
     ("distinct-2", "text/distinct_2", ".3f"),
 )
 """Rows of the printed table: what, metric, format."""
-
-
-@dataclass
-class Drawn:
-    """Texts of one policy, one a prompt, with what is measured on them."""
-
-    prompts: list[Prompt]
-    texts: list[str]
-    scores: list[float]
-    kls: list[float]
-    """Nats a text: log π − log π_ref of its tokens."""
-    metrics: dict[str, float]
 
 
 def split_prompts(prompts: Sequence[Prompt], held_out: Sequence[Prompt] | None) -> tuple[list[Prompt], list[Prompt]]:
@@ -72,37 +59,19 @@ def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
     return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
-def draw(agent: Any, lm: CausalLM, prompts: Sequence[Prompt]) -> Drawn:
-    """One text of `lm` for each prompt, judged as the agent's problem does; the same draws in every call."""
-    import numpy as np
-
+def before_training(agent: Any, prompts: Sequence[Prompt]) -> Drawn:
+    """One text for each prompt of the model that the agent's policy started from, with the draws of its evaluation."""
     from lm_gym.decoding import Engine
-    from lm_gym.measures import distinct
-    from lm_gym.rollout import Rollout
+    from lm_gym.evaluation import measure
 
     mdp = agent.mdp
-    records = list(prompts)
+    lm = mdp.initial_policy()
     engine = Engine(lm, guide=mdp.reference, seed=EVAL_SEED, keep_hidden=True)
     params = replace(mdp.generation_params, rows=DECODED_AT_ONCE)
-    completions = engine.generate([p.token_ids for p in records], params)
-    for completion, record in zip(completions, records, strict=True):
-        completion.prompt = record
-    scored = mdp.score(completions, kl_coef=agent.kl_coef, hidden=True, trainer_state=agent.state)
-    rollout = Rollout.from_completions(completions, scored, pad_id=lm.pad_id, min_new_tokens=mdp.min_new_tokens)
-    k1 = ((rollout.logprobs - scored.ref_logprobs) * rollout.response_mask).sum(-1)
-    metrics = {
-        "objective/scores": float(scored.scores.mean()),
-        "objective/scores_sem": float(scored.scores.std() / math.sqrt(len(records))) if len(records) > 1 else 0.0,
-        "objective/kl": float(k1.mean()),
-        "length/mean": float(rollout.lengths.float().mean()),
-        "length/ended_share": float(np.mean([c.finish_reason in ("eos", "stop") for c in completions])),
-        "text/distinct_1": distinct(rollout, 1),
-        "text/distinct_2": distinct(rollout, 2),
-    }
-    if lm is agent.policy.lm:  # of this one the whole distributions are at hand: less variance
-        metrics["objective/kl"] = agent.describe(rollout)["objective/kl"]
-    metrics["objective/j"] = metrics["objective/scores"] - agent.kl_coef * metrics["objective/kl"]
-    return Drawn(records, scored.texts, scored.scores.tolist(), k1.tolist(), metrics)
+    completions = engine.generate([p.token_ids for p in prompts], params)
+    for completion, prompt in zip(completions, prompts, strict=True):
+        completion.prompt = prompt
+    return measure(mdp, lm, completions, kl_coef=agent.kl_coef, trainer_state=agent.state)
 
 
 def pair_rows(before: Drawn, after: Drawn) -> list[dict[str, Any]]:

@@ -212,11 +212,11 @@ def _kept(out: Path) -> str:
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
-    from lm_gym.cli.evaluate import draw, pair_rows, print_evaluation, spread, write_pairs
+    from lm_gym.cli.evaluate import EVAL_SEED, before_training, pair_rows, print_evaluation, spread, write_pairs
 
     prompts = spread(held_out, options.run.eval_texts)
-    before = draw(agent, agent.mdp.initial_policy(), prompts)
-    after = draw(agent, agent.policy.lm, prompts)
+    before = before_training(agent, prompts)
+    after = agent.evaluate_on(prompts, EVAL_SEED)
     rows = pair_rows(before, after)
     write_pairs(out / "samples_before_after.jsonl", rows)
     print_evaluation(before, after, rows, what=where)
