@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lm_gym.report_style import STYLE
+from lm_gym.report_style import page, safe
 from lm_gym.runinfo import read_config, write_atomically
 from lm_gym.svg_chart import MOST_POINTS, SMOOTH_FROM, line_chart, number_text
-from lm_gym.terminal import as_text, printable
+from lm_gym.terminal import as_text
 from lm_gym.tracking import METRICS, OPEN_FAMILIES, read_jsonl
 
 MAIN_CURVES: tuple[tuple[str, str], ...] = (
@@ -119,17 +118,7 @@ def render(run: Run, title: str) -> str:
         _provenance(provenance),
         _command(provenance),
     ]
-    # The policy forbids every request and script, whatever a text in the page may hold.
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{_safe(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main></body></html>\n"
-    )
+    return page(title, sections)
 
 
 def _header(run: Run, title: str) -> str:
@@ -143,7 +132,7 @@ def _header(run: Run, title: str) -> str:
     ):
         value = _find(run.config, key)
         if value is not None and not isinstance(value, (dict, list)):
-            facts.append(f"{name} <b>{_safe(_value(value))}</b>")
+            facts.append(f"{name} <b>{safe(_value(value))}</b>")
     if run.metrics:
         last = run.metrics[-1]
         total = _find(run.config, "total_tokens")
@@ -154,11 +143,9 @@ def _header(run: Run, title: str) -> str:
         facts.append(f"<b>{last['step']:,}</b> updates")
         if seconds := last.get("perf/elapsed_seconds"):
             facts.append(f"<b>{_duration(seconds)}</b>")
-    lines = [
-        f'<header><h1>{_safe(title)}</h1><p class="facts">{" ".join(f"<span>{fact}</span>" for fact in facts)}</p>'
-    ]
+    lines = [f'<header><h1>{safe(title)}</h1><p class="facts">{" ".join(f"<span>{fact}</span>" for fact in facts)}</p>']
     if run.missing:
-        lines.append(f'<p class="missing">Not in this report: {_safe("; ".join(run.missing))}.</p>')
+        lines.append(f'<p class="missing">Not in this report: {safe("; ".join(run.missing))}.</p>')
     return "".join(lines) + "</header>"
 
 
@@ -241,7 +228,7 @@ def _figure(run: Run, metric: str, heading: str) -> str:
 
 def _framed(heading: str, last: str, about: str, svg: str) -> str:
     caption = (
-        f'<figcaption title="{_safe(about)}"><span>{_safe(heading)}</span><span class="last">{last}</span></figcaption>'
+        f'<figcaption title="{safe(about)}"><span>{safe(heading)}</span><span class="last">{last}</span></figcaption>'
     )
     return f"<figure>{caption}{svg}</figure>"
 
@@ -298,20 +285,19 @@ def _provenance(run_info: Mapping[str, Any]) -> str:
 
 def _table(heading: str, values: Mapping[str, Any]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{_breakable(key)}</th><td>{_safe(_value(value))}</td></tr>'
-        for key, value in _flat(values)
+        f'<tr><th scope="row">{_breakable(key)}</th><td>{safe(_value(value))}</td></tr>' for key, value in _flat(values)
     )
     return f'<section><h2>{heading}</h2><div class="table"><table>{rows}</table></div></section>' if rows else ""
 
 
 def _breakable(key: str) -> str:
     """A name that a narrow column may break behind its dots and underscores."""
-    return _safe(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
+    return safe(key).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def _command(provenance: Mapping[str, Any]) -> str:
     command = provenance.get("command")
-    return f"<section><h2>Command</h2><pre>{_safe(str(command))}</pre></section>" if command else ""
+    return f"<section><h2>Command</h2><pre>{safe(str(command))}</pre></section>" if command else ""
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -377,10 +363,5 @@ def _value(value: Any) -> str:
 
 
 def _text(text: Any) -> str:
-    shown = _safe(as_text(text).lstrip(" "))  # most completions begin with the space after the prompt
+    shown = safe(as_text(text).lstrip(" "))  # most completions begin with the space after the prompt
     return shown if shown.strip() else '<span class="empty">(nothing)</span>'
-
-
-def _safe(text: str) -> str:
-    """Text as text: markup escaped, control characters and direction overrides made visible."""
-    return html.escape(printable(text), quote=True)

@@ -1,4 +1,11 @@
-"""The style sheet of report.html: light and dark, wide and narrow, screen and paper."""
+"""A page in one file, without network or scripts, and its style sheet: light and dark, wide and narrow, on paper."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from lm_gym.terminal import printable
 
 STYLE = """
 :root {
@@ -90,3 +97,27 @@ summary { cursor: pointer; color: var(--soft); font-size: 13px; margin-bottom: 1
   details:not([open]) { display: none; }
 }
 """
+
+
+def page(title: str, sections: Iterable[str]) -> str:
+    """A whole page of sections in HTML; empty ones are left out.
+
+    Args:
+        title: plain text.
+    """
+    # The policy forbids every request and script, whatever a text in the page may hold.
+    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{safe(title)}</title><style>{STYLE}</style></head>\n<body><main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main></body></html>\n"
+    )
+
+
+def safe(text: str) -> str:
+    """Text as text: markup escaped, control characters and direction overrides made visible."""
+    return html.escape(printable(text), quote=True)

@@ -27,6 +27,7 @@ def line_chart(
     from_zero: bool = False,
     baseline: tuple[str, float] | None = None,
     ordered: bool = True,
+    diagonal: bool = False,
 ) -> str:
     """Draw ys over xs.
 
@@ -36,6 +37,7 @@ def line_chart(
         x_name: Name of the x axis.
         from_zero: Let the y axis reach down (or up) to 0.
         baseline: Name and height of a dashed horizontal line.
+        diagonal: Draw y = x as a dashed line, as far as both axes reach.
         ordered: False for points in the plane (reward against KL): a dot each, the later the stronger, and no line.
 
     Returns:
@@ -82,6 +84,11 @@ def line_chart(
         y, name = at_y(baseline[1]), html.escape(baseline[0])
         out.append(f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{name}</text>')
+    if diagonal and max(x_low, y_low) < min(x_high, y_high):
+        a, b = max(x_low, y_low), min(x_high, y_high)
+        out.append(
+            f'<line class="baseline" x1="{at_x(a):.1f}" y1="{at_y(a):.1f}" x2="{at_x(b):.1f}" y2="{at_y(b):.1f}"/>'
+        )
     if not ordered or len(ys) == 1:
         for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
             strength = 0.25 + 0.75 * (index + 1) / len(ys)

@@ -18,6 +18,7 @@ from lm_gym.cli.demo import Demo
 from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
 from lm_gym.cli.options import agent_names, parse_train
 from lm_gym.cli.preferences import Preferences
+from lm_gym.cli.reward_eval import Reward
 from lm_gym.cli.serve_reward import ServeReward
 from lm_gym.cli.train import STOPPED
 
@@ -91,6 +92,7 @@ Command = (
     | Annotated[ServeReward, tyro.conf.subcommand("serve-reward")]
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
+    | Annotated[Reward, tyro.conf.subcommand("reward")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -167,6 +169,11 @@ def run(args: Sequence[str]) -> int:
 
         with refusing():
             return make_preferences(command)
+    if isinstance(command, Reward):
+        from lm_gym.cli.reward_eval import evaluate_reward
+
+        with refusing():
+            return evaluate_reward(command)
     if isinstance(command, Doctor):
         from lm_gym.cli.doctor import doctor
 
