@@ -118,9 +118,9 @@ class LocalModel:
     The question is the chat server's, without the wish for a reason. The answer is begun for the model
     (`{"score": `), and the probability of each verdict is that of its tokens: the score is their mean, Σ v·p(v)
     (G-Eval: Liu et al. 2023, arXiv:2303.16634). To generate and read JSON instead would cost a pass a token, fail
-    with small models, and give whole numbers, most of them equal. A verdict that begins another ("1" of "10") counts where
-    the other does not follow. `mass` is Σ p(v) before it is divided out: a model that would rather say something else
-    has no opinion, and below `min_mass` that is an error.
+    with small models, and give whole numbers, most of them equal. A verdict that begins another ("1" of "10") counts
+    where the other does not follow. `mass` is Σ p(v) before it is divided out: a model that would rather say something
+    else has no opinion, and below `min_mass` that is an error.
     """
 
     def __init__(self, model: Any, *, min_mass: float, batch_tokens: int, device: str, dtype: str) -> None:
@@ -138,16 +138,19 @@ class LocalModel:
     @torch.inference_mode()
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         asked = [self._tokens(question, row) for row, question in enumerate(questions)]
-        # One row for every state in which a verdict has a next token: mostly one a question.
-        states = [(row, tail) for row, (_, tails) in enumerate(asked) for tail in _beginnings(tails)]
+        texts = [(row, tail) for row, (_, tails) in enumerate(asked) for tail in _longest_beginnings(tails)]
+        ids = [[*asked[row][0], *tail] for row, tail in texts]
         logprobs: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
-        texts = [[*asked[row][0], *tail] for row, tail in states]
         was_training = self.lm.training
         self.lm.eval()
         try:
-            for batch in by_length([len(ids) for ids in texts], self.batch_tokens):
-                found = self._next([texts[i] for i in batch]).cpu()
-                logprobs |= {states[i]: found[j] for j, i in enumerate(batch)}
+            for batch in by_length([len(one) for one in ids], self.batch_tokens):
+                width = 1 + max(len(texts[i][1]) for i in batch)
+                found = self._next([ids[i] for i in batch], width).cpu()
+                for j, i in enumerate(batch):
+                    row, tail = texts[i]
+                    for k in range(len(tail) + 1):  # the state behind the question and k tokens of the verdict
+                        logprobs[row, tail[:k]] = found[j, width - 1 - len(tail) + k]
         finally:
             self.lm.train(was_training)
         return [self._verdict(question, row, asked[row][1], logprobs) for row, question in enumerate(questions)]
@@ -184,10 +187,10 @@ class LocalModel:
             )
         return whole[0][:common], [tuple(ids[common:]) for ids in whole]
 
-    def _next(self, texts: list[list[int]]) -> torch.Tensor:
-        """Log-probs (B, V), float32, of the token behind each text."""
+    def _next(self, texts: list[list[int]], width: int) -> torch.Tensor:
+        """Log-probs (B, width, V), float32, of the tokens behind each of the last `width` tokens of each text."""
         ids, mask, _ = pad_texts(texts, [[] for _ in texts], self.lm.pad_id)
-        hidden = self.lm.trunk(ids.to(self.lm.device), mask.to(self.lm.device))[:, -1]
+        hidden = self.lm.trunk(ids.to(self.lm.device), mask.to(self.lm.device))[:, -width:]
         return self.lm.head(hidden).log_softmax(-1)
 
     def _verdict(
@@ -220,6 +223,7 @@ class LocalModel:
         return Verdict(mean_value(weights, question), question.choices[best], mass=mass)
 
 
-def _beginnings(tails: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The states in which some verdict has a next token, the empty one among them."""
-    return sorted({tail[:k] for tail in tails for k in range(len(tail))})
+def _longest_beginnings(tails: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The fewest texts that pass through every state in which some verdict has a next token: mostly the empty one."""
+    states = {tail[:k] for tail in tails for k in range(len(tail))}
+    return sorted(state for state in states if not any(other[:-1] == state for other in states if other))

@@ -119,8 +119,10 @@ def _objects(text: str) -> list[dict[str, Any]]:
     while at >= 0:
         try:
             part, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
+        except ValueError:
             end = at + 1
+        except RecursionError:  # objects in objects without end: each beginning would be read to the end again
+            break
         else:
             found.append(part)
         at = text.find("{", end)
