@@ -249,7 +249,8 @@ def warn_of_entropy(ent_coef: float) -> None:
     if ent_coef != 0:
         warnings.warn(
             f"ent_coef={ent_coef}: the KL reward already keeps the policy from collapsing, and a bonus on top moves "
-            "the best policy: set ent_coef=0 (docs/sb3.md)",
+            "where training ends. On the worked language (β=.5) .01, .05 and .1 cost A2C a regret of .0002, .0040 and "
+            ".0145: set ent_coef=0 (docs/sb3.md)",
             stacklevel=2,
         )
 

@@ -210,6 +210,35 @@ def test_a_discount_and_an_entropy_bonus_warn_once(config: dict[str, Any], says:
     assert len(caught) == 1
 
 
+def test_what_the_warning_says_of_an_entropy_bonus() -> None:
+    """The bonus is no part of the return, so that Q − β·log π + c·entropy is stationary at
+    π(a|s) ∝ exp((β·log π_ref + r + V(sa))/(β + c)) with V(s) = Σ π·(r + V(sa) − β·log π/π_ref): one backward pass.
+    """
+    language = gym.make("LMAlignExact-v0").unwrapped.language  # type: ignore[attr-defined]
+    ref = language.table().ref_probs
+
+    def regret(c: float) -> float:
+        policy = np.zeros_like(ref)
+
+        def value(prefix: tuple[int, ...]) -> float:
+            q = np.array(
+                [
+                    language.reward([*prefix, a], 0) if a == 0 or len(prefix) == 2 else value((*prefix, a))
+                    for a in range(4)
+                ]
+            )
+            state = states[prefix]
+            weights = np.exp((0.5 * np.log(ref[state]) + q) / (0.5 + c))
+            policy[state] = pi = weights / weights.sum()
+            return float((pi * (q - 0.5 * np.log(pi / ref[state]))).sum())
+
+        states = {language.prefix(s): s for s in range(len(ref))}
+        value(())
+        return evaluate(language, policy).regret
+
+    assert [round(regret(c), 4) for c in (0.0, 0.01, 0.05, 0.1)] == [0.0, 0.0002, 0.0040, 0.0145]
+
+
 def test_what_has_no_exact_reward_is_refused() -> None:
     with pytest.raises(ValueError, match="expected PPO, A2C, TRPO or MaskablePPO, got DQN"):
         DQN("MlpPolicy", top_k(), device="cpu", buffer_size=100).learn(16, callback=ExactKL())
