@@ -124,20 +124,21 @@ def progress(store: Store, who: Annotator) -> Progress:
         )
     ]
     done = store.value("SELECT count(*) FROM live WHERE annotator = ?", (who.id,))
-    open_to_me = (
-        "FROM items WHERE asked = 1 AND done < need"
-        " AND NOT EXISTS (SELECT 1 FROM loans WHERE annotator = :me AND item = items.id AND answered)"
+    # All that is open, less what is open but answered by this annotator: both are read from an index.
+    counts = "count(*) FILTER (WHERE gold IS NOT NULL), count(*) FILTER (WHERE gold IS NULL), "
+    counts += "coalesce(sum(need - done) FILTER (WHERE gold IS NULL), 0)"
+    is_open = "asked = 1 AND done < need"
+    (everything,) = store.rows(f"SELECT {counts} FROM items WHERE {is_open}")
+    (mine,) = store.rows(
+        f"SELECT {counts} FROM loans JOIN items ON items.id = item WHERE annotator = ? AND answered AND {is_open}",
+        (who.id,),
     )
-    gold = store.value(f"SELECT count(*) {open_to_me} AND gold IS NOT NULL", {"me": who.id})
-    (row,) = store.rows(
-        f"SELECT count(*) AS items, coalesce(sum(need - done), 0) AS answers {open_to_me} AND gold IS NULL",
-        {"me": who.id},
-    )
+    gold, items, answers = (total - part for total, part in zip(everything, mine, strict=True))
     others = store.value(
         "SELECT count(DISTINCT annotator) FROM answers WHERE received > ? AND annotator <> ?",
         (now - ACTIVE_SECONDS, who.id),
     )
-    left = gold + min(row["items"], math.ceil(row["answers"] / (others + 1)))
+    left = gold + min(items, math.ceil(answers / (others + 1)))
     return Progress(done, left, _median(seconds) * left if len(seconds) >= 3 else None)
 
 

@@ -37,7 +37,7 @@ CREATE TABLE items (
     columns TEXT NOT NULL,             -- JSON, the other columns of the row
     prompt TEXT NOT NULL, a TEXT NOT NULL, b TEXT NOT NULL  -- JSON: a text, or a list of messages
 );
-CREATE INDEX items_open ON items (id, done, need) WHERE asked = 1 AND done < need;
+CREATE INDEX items_open ON items (id, done, need, gold) WHERE asked = 1 AND done < need;
 
 CREATE TABLE loans (                   -- an item in the hands of an annotator
     annotator INTEGER NOT NULL REFERENCES annotators (id),

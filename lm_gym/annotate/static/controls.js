@@ -18,6 +18,7 @@ export function bindControls({ answer, undo, view, compose }) {
   $("undo").addEventListener("click", undo);
   $("flag-button").addEventListener("click", openFlag);
   $("comment-button").addEventListener("click", toggleComment);
+  $("raw-button").addEventListener("click", toggleRaw);
   $("help-button").addEventListener("click", () => help.showModal());
   for (const chip of document.querySelectorAll("[data-reason]")) {
     chip.addEventListener("click", () => {
@@ -50,7 +51,7 @@ export function bindControls({ answer, undo, view, compose }) {
     c: toggleComment,
     u: undo,
     g: guidelines ? toggleGuidelines : null,
-    r: () => view.toggleRaw(),
+    r: toggleRaw,
     j: () => view.scroll(0.5),
     k: () => view.scroll(-0.5),
     n: compose,
@@ -78,6 +79,10 @@ export function bindControls({ answer, undo, view, compose }) {
     row.hidden = !row.hidden && !comment.value && document.activeElement !== comment;
     $("comment-button").setAttribute("aria-expanded", String(!row.hidden));
     if (!row.hidden) comment.focus();
+  }
+
+  function toggleRaw() {
+    $("raw-button").setAttribute("aria-pressed", String(view.toggleRaw()));
   }
 
   function toggleGuidelines() {

@@ -53,9 +53,9 @@ export class RedTeam {
     }
   }
 
-  // After the rating: what was said stays in sight, and the next message goes on with one of the answers.
+  // After the rating: what was said stays in sight, and the next message may go on with one of the answers.
   rated(item) {
-    this.turnTo(null);
+    this.view.retire();
     this.text.value = "";
     this.draft = null;
     $("compose").hidden = false;
@@ -69,15 +69,21 @@ export class RedTeam {
   }
 
   afresh() {
+    this.view.hide();
+    this.#reset();
+    this.text.focus();
+  }
+
+  #reset() {
     this.from = null;
     $("compose-fresh").hidden = true;
     $("compose-state").textContent = "";
     for (const old of document.querySelectorAll(".continue")) old.remove();
-    this.text.focus();
   }
 
   #offer(item) {
-    this.afresh();
+    this.#reset();
+    $("compose-fresh").hidden = false;
     const row = document.createElement("div");
     row.className = "row continue";
     for (const [side, name] of [["first", "A"], ["second", "B"]]) {
@@ -88,7 +94,6 @@ export class RedTeam {
       button.addEventListener("click", () => {
         this.from = { item: item.item, side };
         for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
-        $("compose-fresh").hidden = false;
         $("compose-state").textContent = `Your next message follows answer ${name}.`;
         this.text.focus();
       });

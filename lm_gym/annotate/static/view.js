@@ -20,14 +20,20 @@ export class View {
 
   show(item) {
     this.item = item;
+    this.root.hidden = false; // first: what is not laid out cannot be scrolled
     this.#fill(this.prompt, item.prompt);
     this.#fill(this.sides[0], item.first);
     this.#fill(this.sides[1], item.second);
     for (const part of [this.prompt, ...this.sides]) part.scrollTop = 0;
-    // A conversation is judged by its end.
-    if (item.prompt.length > 1) this.prompt.scrollTop = this.prompt.scrollHeight;
-    this.root.hidden = false;
+    // A conversation is judged by its end; where that is, is known once the buttons below have their place.
+    if (item.prompt.length > 1) requestAnimationFrame(() => (this.prompt.scrollTop = this.prompt.scrollHeight));
     this.root.dataset.item = item.item;
+  }
+
+  // Still there to be read, but no longer to be answered.
+  retire() {
+    this.item = null;
+    delete this.root.dataset.item;
   }
 
   hide() {
@@ -39,6 +45,7 @@ export class View {
   toggleRaw() {
     this.raw = !this.raw;
     if (this.item) this.show(this.item);
+    return this.raw;
   }
 
   scroll(screens) {
