@@ -7,7 +7,8 @@ from CartPole is marked with LM.
 Measured on seeds 1, 2, 3, with 512 fresh texts before and after 100,000 tokens: the score goes from .154, .169, .182 to
 .839, .795, .840 (standard error .01), and the return, which is the score less β·KL, to .657, .648, .653. With `--env-id
 LMAlignExact-v0` the sampled return ends at 1.555, 1.552, 1.552; the optimum is 1.5529. Without the reference's logits
-the actor starts from nothing: its return goes from -10.8 to -.5, and it ends with score .004 (seed 1).
+the actor starts from nothing: its return goes from -10.8 to -.5, and it ends with score .004 (seed 1). A run takes
+70 CPU seconds.
 """
 
 import time
