@@ -15,7 +15,8 @@ text to text, so unlike RLOO's its noise does not vanish at the optimum.
 
 The baseline variant at .4177 (``endpoint(language, kl_in="loss", estimator="k2", whiten=True, group_size=8)``): the
 deviation divides the reward but not the KL in the loss, and shrinks as the policy improves, so that β counts for less
-and less. Put its KL in the reward (``kl_in="reward"``) and it ends at the optimum too.
+and less until only texts of the highest reward are left. Put its KL in the reward (``kl_in="reward"``) and it ends at
+the optimum too.
 """
 
 from __future__ import annotations

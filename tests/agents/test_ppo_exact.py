@@ -1,13 +1,14 @@
 """PPO against the truth: on exact languages its regret is a number, and a biased method ends where it should."""
 
 import warnings
+from functools import partial
 from typing import Any
 
+import exact_runs
 import gymnasium as gym
 import numpy as np
 import pytest
 
-import lm_gym  # noqa: F401  (registers the environments)
 from lm_gym import exact
 from lm_gym.agents import PPO
 
@@ -25,13 +26,8 @@ ENDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def train(tokens: int, *, env: dict[str, Any] | None = None, id: str = "LMAlignExact-v0", **config: Any) -> Any:
-    made = gym.make(id, **(env or {}))
-    return made.unwrapped.language, PPO(made, **config).learn(tokens)
-
-
-def regret(tokens: int, **how: Any) -> float:
-    return exact.evaluate(*train(tokens, **how)).regret
+train = partial(exact_runs.train, PPO)
+regret = partial(exact_runs.regret, PPO)
 
 
 def test_it_starts_as_the_reference() -> None:
