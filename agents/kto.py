@@ -7,9 +7,9 @@ With r = log(π(y|x)/π_ref(y|x)) and a reference point z_0:
 z_0 stands for KL(π‖π_ref), and is estimated as in HALOs and TRL: the mean log-ratio, over the batch, of every prompt
 with the text of the prompt before it, clipped at 0, without gradient. β is the environment's ``kl_coef``.
 
-Texts are given (``feedback``), or drawn: pairs of the reference's texts, as DPO draws them, taken apart. The first text
-of a pair is good with P = σ(R_1 − R_2), the second with 1 − P; by default the label is that probability, and the loss
-the mean over both outcomes.
+Texts are given (``feedback``), or drawn from the reference, and compared with each other: a text is good if it wins
+against another one of its prompt, with P = σ(R_1 − R_2), as if pairs for DPO had been taken apart. By default the label
+is that probability, over all other texts drawn with it, and the loss the mean over both outcomes.
 
 KTO does not end at the optimum. On a single prompt the mismatched texts are draws of the reference too, of which the
 mean log-ratio is −KL(π_ref‖π) ≤ 0: z_0 is 0, and what is minimised is the reference's mean of −(2d − 1)·σ(β·r), with
@@ -40,15 +40,20 @@ class KTOConfig(AgentConfig):
 
     batch_size: int = 32
     """Texts an update."""
+    learning_rate: float | None = None
+    """Adam's step size; None: four times what other agents take, as the loss is flat where texts are far from z_0."""
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     feedback: str | None = None
     """Judged texts: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id with `prompt`, `completion` and
     `label`; in Python also a list or a ``Dataset``. None: drawn from the reference, labelled by the reward."""
+    texts_per_prompt: int = 8
+    """Of drawn texts: so many of a prompt are drawn together, and each is compared with the others."""
     n_texts: int = 0
     """Of drawn texts: so many, drawn once and gone over repeatedly, as a data set is; 0: fresh ones each update."""
     labels: str = "probability"
-    """Of drawn texts: the "probability" of being the better of two, "sampled" with it, or "hard" (the higher score)."""
+    """Of drawn texts: the "probability" of winning against another, "sampled" with it, or the share of those that
+    score less ("hard")."""
     desirable_weight: float = 1.0
     """λ_D, the weight of good texts."""
     undesirable_weight: float = 1.0
@@ -93,23 +98,31 @@ class KTO(LMAgent):
             raise ValueError("batch_size expected at least 2 texts: z_0 is estimated on each other's prompts")
         if given is not None and (c.n_texts or c.labels != "probability"):
             raise ValueError("n_texts and labels are of drawn texts, which feedback=None asks for; got feedback too")
-        if given is None and (c.batch_size % 2 or c.n_texts % 2 or 0 < c.n_texts < c.batch_size):
+        k = c.texts_per_prompt
+        if given is None and (k < 2 or c.batch_size % k or c.n_texts % k or 0 < c.n_texts < c.batch_size):
             raise ValueError(
-                f"texts are drawn in pairs: batch_size expected an even number, and n_texts 0 or an even number of at "
-                f"least batch_size, got {c.batch_size} and {c.n_texts}"
+                "texts_per_prompt expected at least 2, batch_size a multiple of it, n_texts 0 or a multiple of at "
+                f"least batch_size, got {k}, {c.batch_size} and {c.n_texts}"
             )
+        if c.learning_rate is None:
+            self.base_lr *= 4
         self.source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
         c.feedback = self.source.name
 
     def draw(self, n: int) -> Batch:
-        """n texts of the reference, two a prompt, labelled by how each compares with the other."""
-        prompts = [p for p in self.next_prompts(n // 2) for _ in range(2)]
+        """n texts of the reference, some of each prompt, labelled by how they compare with each other."""
+        k, how = self.config.texts_per_prompt, self.config.labels
+        prompts = [p for p in self.next_prompts(n // k) for _ in range(k)]
         texts, metrics = judged.draw(self, self.mdp.reference, prompts)
         assert texts.scores is not None
-        first, second = texts.scores.view(-1, 2).T
-        p = judged.preferred(first, second, self.config.labels, self.generator)
-        apart = torch.arange(n).view(-1, 2).T.flatten()  # so that the text before has another prompt
-        return Batch.drawn(texts.select(apart), torch.cat([p, 1 - p]), metrics)
+        scores = texts.scores.view(-1, k)
+        comparison = "hard" if how == "hard" else "probability"
+        wins = judged.preferred(scores[:, :, None], scores[:, None, :], comparison, self.generator)
+        labels = (wins.sum(-1) - 0.5) / (k - 1)  # a text ties with itself
+        if how == "sampled":
+            labels = (torch.rand(labels.shape, generator=self.generator) < labels).float()
+        apart = torch.arange(n).view(-1, k).T.flatten()  # so that the text before has another prompt
+        return Batch.drawn(texts.select(apart), labels.T.flatten(), metrics)
 
     @torch.no_grad()
     def reference_point(self, batch: Batch) -> float:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lm_gym.cycle import Cycle
 from lm_gym.judged import Batch, Examples
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.preferences import Feedback, Preference, load_feedback, load_preferences, tokenize
@@ -51,9 +52,10 @@ class ExampleSource:
         if isinstance(given, str) and given.startswith(LIVE):
             self.name = given
         elif given is not None:
-            self.examples = read(given, agent.mdp)
+            examples = read(given, agent.mdp)
             named = isinstance(given, (str, os.PathLike))
-            self.name = os.fspath(given) if named else LIVE + self.examples.fingerprint()
+            self.name = os.fspath(given) if named else LIVE + examples.fingerprint()
+            self._take(examples)
 
     def next(self, n: int) -> Batch:
         """The examples of an update."""
@@ -63,15 +65,19 @@ class ExampleSource:
                 "to load(...) again to go on training"
             )
         if self.examples is None and self._fixed:
-            self.examples = Examples.from_batch(self._draw(self._fixed))
+            self._take(Examples.from_batch(self._draw(self._fixed)))
         if self.examples is None:
             return self._draw(n)
-        return self.examples.next(n, self.agent.mdp, self.agent.generator)
+        return self.examples.batch(self.order.take(n), self.agent.mdp)
+
+    def _take(self, examples: Examples) -> None:
+        self.examples = examples
+        self.order = Cycle(len(examples), self.agent.generator)
 
     def state(self) -> dict[str, Any]:
         if self.examples is None:
             return {}
-        return {"examples": self.examples.fingerprint(), "order": self.examples.order}
+        return {"examples": self.examples.fingerprint(), "order": self.order.left}
 
     def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         if self.examples is None:
@@ -85,9 +91,10 @@ class ExampleSource:
             return
         if self.examples is None:
             if self._fixed == len(saved.get("labels", ())):
-                self.examples = Examples.from_tensors(saved, list(state["order"]))
+                self._take(Examples.from_tensors(saved))
+                self.order.left = list(state["order"])
         elif self.examples.fingerprint() == state["examples"]:
-            self.examples.order = list(state["order"])
+            self.order.left = list(state["order"])
             self.examples.ref_logprobs = saved["ref_logprobs"].clone()
         else:
             warnings.warn(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,20 +51,18 @@ class Batch:
 
 @dataclass
 class Examples:
-    """N examples that are gone over again and again: every one once in a shuffled order, then in another.
+    """N examples to keep, with the reference's log-probs once they are known.
 
     Attributes:
         prompt_ids: N prompts. tokens: N·k responses, those of an example next to each other.
         labels: (N,) P(the first text is better), or 1 for good and 0 for bad.
         ref_logprobs: (N·k,) log π_ref of whole responses; NaN where it was not asked for yet.
-        order: examples that the running pass has still to come.
     """
 
     prompt_ids: list[list[int]]
     tokens: list[list[int]]
     labels: torch.Tensor
     ref_logprobs: torch.Tensor
-    order: list[int] = field(default_factory=list)
 
     @classmethod
     def of(cls, prompt_ids: list[list[int]], tokens: list[list[int]], labels: Sequence[float]) -> Examples:
@@ -73,15 +71,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.prompt_ids)
 
-    def next(self, n: int, mdp: AlignmentMDP, generator: torch.Generator) -> Batch:
-        """The next n examples; the reference's log-probs are computed once for each and kept."""
-        while len(self.order) < n:
-            self.order += torch.randperm(len(self), generator=generator).tolist()
-        index, self.order = torch.tensor(self.order[:n]), self.order[n:]
-        k = len(self.tokens) // len(self)
+    def batch(self, where: Sequence[int], mdp: AlignmentMDP) -> Batch:
+        """Some of them, by their places; the reference's log-probs are computed once for each and kept."""
+        k, n, index = len(self.tokens) // len(self), len(where), torch.tensor(where)
         texts = (index[:, None] * k + torch.arange(k)).flatten()
         batch = as_rollout(
-            [self.prompt_ids[i] for i in index.tolist() for _ in range(k)],
+            [self.prompt_ids[i] for i in where for _ in range(k)],
             [self.tokens[i] for i in texts.tolist()],
             mdp,
         )
@@ -117,11 +112,11 @@ class Examples:
         }
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, torch.Tensor], order: list[int]) -> Examples:
+    def from_tensors(cls, tensors: Mapping[str, torch.Tensor]) -> Examples:
         """Back from whole :meth:`tensors`."""
         rows = [row.tolist() for row in tensors["ids"].split(tensors["lengths"].tolist())]
         n = len(tensors["labels"])
-        return cls(rows[:n], rows[n:], tensors["labels"].clone(), tensors["ref_logprobs"].clone(), order)
+        return cls(rows[:n], rows[n:], tensors["labels"].clone(), tensors["ref_logprobs"].clone())
 
 
 def as_rollout(prompt_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], mdp: AlignmentMDP) -> Rollout:
@@ -158,7 +153,8 @@ def draw(agent: LMAgent, lm: CausalLM, prompts: Sequence[Prompt], *, hidden: boo
             scored.ref_hidden = mdp.reference_pass(ids, [c.tokens for c in completions], hidden=True)[1]
     else:
         agent.engine.update_weights(lm, agent.updates)
-        completions = collect.batched_texts(mdp, agent.engine, prompts, rows=agent.config.rows)
+        params = replace(agent.generation_params, rows=agent.config.rows)
+        completions = collect.batched_texts(agent.engine, prompts, params)
         scored = mdp.score(completions, kl_coef=beta, hidden=hidden, trainer_state=agent.state)
     texts = Rollout.from_completions(
         completions, scored, pad_id=mdp.reference.pad_id, min_new_tokens=mdp.min_new_tokens

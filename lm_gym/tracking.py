@@ -34,6 +34,7 @@ METRICS: dict[str, str] = {
     "sft/loss": "minus the mean log-prob of an imitated token: of SFT's data, or of the texts that RAFT kept",
     "sft/perplexity": "exponential of sft/loss",
     "sft/token_accuracy": "share of imitated tokens that were the likeliest",
+    "nlpo/choices": "mean number of tokens that NLPO's mask let a state choose among",
     "raft/kept_return": "mean return of the texts that expert iteration kept",
     "loss/preference_avg": "loss of a pair or of a judged text (DPO, IPO, KTO)",
     "rewards/chosen": "implicit reward of chosen (good) texts: KL coefficient times log-ratio to the reference",

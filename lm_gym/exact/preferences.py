@@ -71,8 +71,7 @@ def dpo_endpoint(
             log_ratio = (2 * preferred - 1) @ drawn / (2 * strength)
             return log_ratio if variant == "ipo" else _fit_preferences(target, drawn) / strength
 
-        found = _tilted(ref, fitted(ref))
-        return _self_consistent(ref, fitted, found) if on_policy else found
+        return _self_consistent(ref, fitted) if on_policy else _tilted(ref, fitted(ref))
 
     return tilt(language, chance, strength)
 
@@ -155,10 +154,9 @@ def _tilted(ref: FloatArray, log_ratio: FloatArray) -> FloatArray:
     return np.asarray(out / out.sum())
 
 
-def _self_consistent(ref: FloatArray, fitted: Callable[[FloatArray], FloatArray], start: FloatArray) -> FloatArray:
-    """(K,) the π ∝ ref·exp(fitted(π)), by damped steps on the log-ratio from π = `start`."""
-    found = start
-    log_ratio = fitted(start)
+def _self_consistent(ref: FloatArray, fitted: Callable[[FloatArray], FloatArray]) -> FloatArray:
+    """(K,) the π ∝ ref·exp(fitted(π)), by damped steps on the log-ratio from π = `ref`."""
+    found, log_ratio = ref, np.zeros(len(ref))
     for _ in range(10_000):
         change = fitted(found) - log_ratio
         log_ratio = log_ratio + 0.3 * change
