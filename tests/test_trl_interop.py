@@ -215,7 +215,7 @@ def test_grpo_trainer_logs_our_rewards_of_the_same_texts(conversational, classif
         "length": load_reward_model("length?target=12"),
         "sentiment": load_reward_model("tiny-sentiment"),
         "soft_overlong_punishment_reward": get_soft_overlong_punishment(16, 8),
-        "WeightedSum": WeightedSum(["vader", "length?target=12"], weights={"vader": 2.0}),
+        "sum(vader, length)": WeightedSum(["vader", "length?target=12"], weights={"vader": 2.0}),
     }
     rewards |= {f"hf:{folder}": load_reward_model(f"hf:{folder}") for folder in classifiers}
     trainer = trl.GRPOTrainer(
