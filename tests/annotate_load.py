@@ -1,4 +1,4 @@
-"""Many annotators at once against a server that is killed in between; then the store is compared with what was confirmed.
+"""Many annotators at once, a server killed in between, and the store compared with what was confirmed.
 
     .venv/bin/python tests/annotate_load.py --annotators 20 --answers 2000 --kills 5
 
