@@ -72,8 +72,8 @@ def _probes(results: Mapping[str, Any]) -> Iterator[str]:
         if row["judge"] >= PAID and (row["gold"] <= 0 if known else row["gains"] >= ALWAYS):
             gold = f"; the gold {row['gold']:+.2f}" if known else ""
             yield (
-                f"It pays for nothing: {row['name']} moves the score by {row['judge']:+.2f} standard deviations and "
-                f"raises it for {row['gains']:.0%} of the texts{gold}. A policy will find that."
+                f"It pays for nothing: with {row['name']} the score moves by {row['judge']:+.2f} standard deviations "
+                f"and raises it for {row['gains']:.0%} of the texts{gold}. A policy will find that."
             )
 
 

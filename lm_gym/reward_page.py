@@ -59,7 +59,7 @@ def percent(found: Sequence[float] | None) -> str:
 
 def number(value: float | None, form: str = "+.2f") -> str:
     """A number with a true minus sign; a dash where it is not known."""
-    return "–" if value is None else format(value, form).replace("-", "−")
+    return "–" if value is None else format(round(value, 4) + 0.0, form).replace("-", "−")  # never -0.0
 
 
 def interval(found: Sequence[float] | None) -> str:
@@ -140,9 +140,7 @@ def _charts(results: Results, judged: Judged) -> str:
         groups = results[key]
         if groups and len(groups) > 1:
             ys = [group["judge"][0] for group in groups]
-            chart = line_chart(
-                [g[x] for g in groups], ys, label=heading, x_name=x, ordered=False, baseline=("chance", 0.5)
-            )
+            chart = line_chart([g[x] for g in groups], ys, label=heading, x_name=x, baseline=("chance", 0.5))
             figures.append(_figure(heading, about, chart))
     return f'<section><h2>Curves</h2><div class="charts">{"".join(figures)}</div></section>{_groups(results)}'
 
@@ -168,9 +166,9 @@ def _figure(heading: str, about: str, svg: str) -> str:
 
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells are HTML."""
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
+    head = f"<tr>{''.join(f'<th>{heading}</th>' for heading in headings)}</tr>" if any(headings) else ""
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'
+    return f'<div class="table"><table>{head}{body}</table></div>'
 
 
 def _biases(results: Results) -> str:

@@ -148,6 +148,8 @@ def train_reward_model(
         FloatingPointError: the loss is no number.
     """
     config = dataclasses.replace(config or RewardModelConfig(), **changes)
+    if not data:
+        raise ValueError("expected comparisons to train on, got none")
     model, tokenizer, rate = scalar_model(config.model, layers=config.layers, device=config.device)
     judge = Classifier(model, tokenizer=tokenizer, max_length=config.max_length)
     judge.name = f"bradley-terry:{config.model}"
@@ -161,7 +163,7 @@ def train_reward_model(
     elif config.held_out:
         train, kept, how = split(train, config.held_out, config.seed)
     if not train:
-        raise ValueError(f"expected comparisons to train on, got {len(data)}, of which {len(kept)} are held out")
+        raise ValueError(f"expected comparisons to train on, got {len(data)}, all of them held out")
     ties, annotators = (None if kind == "none" else kind for kind in (config.ties, config.annotators))
     common = CommonParameters(ties, annotators, names).to(model.device)
     history, best = _fit(judge, common, train, kept, config, rate, log)
