@@ -269,20 +269,26 @@ def test_a_token(served, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_lets_the_request_under_way_end(number, tmp_path, capsys, monkeypatch):
     (tmp_path / "slow.py").write_text(
-        "import time\ndef judge(completions):\n    time.sleep(0.5)\n    return [2.5] * len(completions)\n"
+        "import pathlib, time\n"
+        "def judge(completions):\n"
+        "    pathlib.Path(__file__).with_name('begun').touch()\n"
+        "    time.sleep(0.3)\n"
+        "    return [2.5] * len(completions)\n"
     )
     monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
     found, answers = [], []
 
     def client():
-        while not found:
+        deadline = time.monotonic() + 60
+        while not found and time.monotonic() < deadline:
             found.extend(word for word in capsys.readouterr().out.split() if word.endswith("/get_reward"))
             time.sleep(0.02)
         asking = threading.Thread(
             target=lambda: answers.append(post(found[0], {"query": ["a"]}, {"Authorization": "Bearer s3cret"}))
         )
         asking.start()
-        time.sleep(0.2)  # by now the judge sleeps
+        while not (tmp_path / "begun").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
         os.kill(os.getpid(), number)
         asking.join()
 
