@@ -32,7 +32,7 @@ from lm_gym.values import centred
 class A2CConfig(PolicyGradientConfig):
     """A2C's fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch, which is strictly on-policy."""
     critic: str = "shared"
     """"shared" value head, "separate" critic, the folder of a reward model that a critic starts from."""
@@ -54,7 +54,7 @@ class A2C(LMAgent):
 
     config_class: ClassVar[type[A2CConfig]] = A2CConfig
     name: ClassVar[str] = "a2c"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: A2CConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

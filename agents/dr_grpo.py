@@ -32,7 +32,7 @@ from lm_gym.rollout import Rollout
 class DrGRPOConfig(PolicyGradientConfig):
     """Dr. GRPO's fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch."""
     aggregation: str = "constant"
     """Sum over the tokens over B·L_max (published); or "token_mean", "sequence_mean", "sequence_sum"."""
@@ -59,7 +59,7 @@ class DrGRPO(LMAgent):
 
     config_class: ClassVar[type[DrGRPOConfig]] = DrGRPOConfig
     name: ClassVar[str] = "dr-grpo"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: DrGRPOConfig
 
     def update(self, rollout: Rollout) -> dict[str, float]:

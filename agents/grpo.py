@@ -41,7 +41,7 @@ EPS = 1e-4
 class GRPOConfig(PolicyGradientConfig):
     """GRPO's fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch."""
     aggregation: str = "sequence_mean"
     """"sequence_mean" (1/length, published), "token_mean" (DAPO), "sequence_sum", or "constant" (Dr. GRPO)."""
@@ -74,7 +74,7 @@ class GRPO(LMAgent):
 
     config_class: ClassVar[type[GRPOConfig]] = GRPOConfig
     name: ClassVar[str] = "grpo"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: GRPOConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

@@ -35,7 +35,7 @@ from lm_gym.values import centred
 class REINFORCEConfig(PolicyGradientConfig):
     """REINFORCE's fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch, which is strictly on-policy."""
     critic: str = "none"
     """The baseline: "none" (the batch's mean), "shared" value head, "separate" critic, a reward model's folder."""
@@ -51,7 +51,7 @@ class REINFORCE(LMAgent):
 
     config_class: ClassVar[type[REINFORCEConfig]] = REINFORCEConfig
     name: ClassVar[str] = "reinforce"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: REINFORCEConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

@@ -38,7 +38,7 @@ from lm_gym.rollout import Rollout
 class ReinforcePPConfig(PolicyGradientConfig):
     """REINFORCE++'s fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch."""
     kl_in: str = "auto"
     """Where KL is paid: "auto" ("reward", and "loss" for the baseline variant, as published), "reward" (−β·(log π −
@@ -65,7 +65,7 @@ class ReinforcePP(LMAgent):
 
     config_class: ClassVar[type[ReinforcePPConfig]] = ReinforcePPConfig
     name: ClassVar[str] = "reinforce++"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: ReinforcePPConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

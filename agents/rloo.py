@@ -31,7 +31,7 @@ from lm_gym.rollout import Rollout
 class RLOOConfig(PolicyGradientConfig):
     """RLOO's fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 32
+    minibatch_size: int | None = 16
     """Texts an optimizer step; None: the whole batch, which is strictly on-policy."""
     group_size: int = 4
     """n, texts a prompt; their prompt is computed once."""
@@ -49,7 +49,7 @@ class RLOO(LMAgent):
 
     config_class: ClassVar[type[RLOOConfig]] = RLOOConfig
     name: ClassVar[str] = "rloo"
-    step_scale: ClassVar[float] = 2.5
+    step_scale: ClassVar[float] = 2.0
     config: RLOOConfig
 
     def update(self, rollout: Rollout) -> dict[str, float]:
