@@ -89,11 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
             else:
                 self._check_token()
                 content = rewards.answer(path, self._decoded(body))
-        except Problem as problem:
+        except Exception as error:  # a client gets an answer also to what nobody thought of
+            broken = Problem(500, f"{type(error).__name__}: {error}", kind="InternalError")
+            problem = error if isinstance(error, Problem) else broken
             status, content = problem.code, problem.body
-            headers = (
-                {"WWW-Authenticate": "Bearer"} if status == 401 else {"Allow": "GET, POST"} if status == 405 else {}
-            )
+            headers = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": "GET, POST"}}.get(status, {})
             rewards.on_error(f"{self.command} {self.path}: {status} {problem}")
         self._send(status, content, headers)
 

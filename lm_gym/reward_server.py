@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,7 +46,7 @@ class RewardServer:
         on_error: called with a line for each request that is answered with an error.
 
     Raises:
-        ValueError: an empty token, or an address where nothing can listen.
+        ValueError: a token that no header can hold, or an address where nothing can listen.
     """
 
     def __init__(
@@ -58,8 +59,10 @@ class RewardServer:
         limits: Limits | None = None,
         on_error: Callable[[str], None] | None = None,
     ) -> None:
-        if token is not None and not token.strip():
-            raise ValueError("the token of a reward server is empty: give one, or none at all")
+        if token is not None and not re.fullmatch(r"[!-~]+", token):
+            raise ValueError(
+                "the token of a reward server is empty, or has spaces or letters that a header cannot hold"
+            )
         self.reward_model, self.token, self.limits = reward_model, token, limits or Limits()
         self.name, self.hash = reward_model_name(reward_model), reward_model_hash(reward_model)
         self.on_error = on_error or (lambda line: None)

@@ -231,6 +231,14 @@ def test_headers_and_methods(served):
     assert post(f"{url}/get_reward", {"query": []})[1]["rewards"] == []
 
 
+def test_a_bug_of_the_server_is_an_answer_too(served, monkeypatch):
+    server = served("vader")
+    monkeypatch.setattr(server, "score", lambda texts: 1 / 0)
+    status, answer = post(f"{server.url}/get_reward", {"query": ["a"]})
+    assert (status, answer["error"]["type"]) == (500, "InternalError")
+    assert answer["error"]["message"] == "ZeroDivisionError: division by zero"
+
+
 def test_a_client_that_falls_silent(served):
     url = served("vader", limits=Limits(timeout=0.1)).url
     status, answer = post(f"{url}/get_reward", b"{}", {"Content-Length": "10"})
@@ -250,17 +258,17 @@ def test_the_reason_of_a_failure_and_its_text(served):
 
 
 def test_a_token(served, monkeypatch):
-    url = served("vader", token="s3cret é").url
+    url = served("vader", token="s3cret").url
     question = {"query": ["good"]}
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "s3cret"}):
         status, answer = post(f"{url}/get_reward", question, headers)
         assert (status, answer["error"]["type"]) == (401, "Unauthorized")
     assert post(f"{url}/health", None, method="GET")[0] == 200
-    url = served("vader", token="s3cret").url
     monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
     assert scored(Remote(f"{url}/get_reward", token_env="JUDGE_TOKEN")) == scored(load_reward_model("vader"))
-    with pytest.raises(ValueError, match="token of a reward server is empty"):
-        RewardServer(load_reward_model("vader"), token=" ")
+    for token in ("", " ", "s3cret\n", "é"):
+        with pytest.raises(ValueError, match="token of a reward server is empty, or has spaces"):
+            RewardServer(load_reward_model("vader"), token=token)
 
 
 # The command.
