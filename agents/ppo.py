@@ -14,6 +14,9 @@ Written as a thing to be maximised it is usually given as  L = E[min(ρA, clip(�
   k3 (which descends KL(π_ref‖π)) at .0302, and k1 has no gradient at all (E[R] goes to its maximum).
 - "entropy": A carries R + β·Σ log π_ref, and −β·(entropy of π(·|s_t)) stands in L: .0841.
 
+PPO-ptx (Ouyang et al. 2022, eq. 2): + γ_ptx·E[−log π] over demonstrations or pretraining texts, ``ptx_coef`` and
+``ptx_data``; it pulls the end point towards their distribution.
+
 Whitening the advantages rescales the reward against whatever of KL or entropy stands in L (k2 .418, k3 .054, entropy
 .620): it warns. End points are computed by :func:`lm_gym.exact.endpoint`. With the KL in the reward and the step size
 decayed to 0, the regret on the worked example ends below .002.
@@ -30,6 +33,7 @@ from lm_gym.advantages import gae, whiten
 from lm_gym.agent import LMAgent
 from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit, surrogate, value_error
 from lm_gym.rollout import Rollout
+from lm_gym.supervised import Mixture
 from lm_gym.values import centred
 
 
@@ -59,6 +63,10 @@ class PPOConfig(PolicyGradientConfig):
     """Advantages to mean 0 and standard deviation 1 over the rollout."""
     whiten_rewards: bool = False
     """Per-token rewards to standard deviation 1, their mean kept. Rescales β."""
+    ptx_coef: float = 0.0
+    """Weight of −log π of an imitated token of ``ptx_data`` in the loss (PPO-ptx). It biases the end point."""
+    ptx_data: Any = None
+    """Demonstrations or plain texts for PPO-ptx: a file, a hub id, or (from Python) a list or a datasets.Dataset."""
 
 
 class PPO(LMAgent):
@@ -72,6 +80,10 @@ class PPO(LMAgent):
         if config.get("critic") == "none":
             raise ValueError("critic expected 'shared', 'separate' or a reward model's folder: PPO needs values")
         super().__init__(env, **config)
+        c = self.config
+        if (c.ptx_coef > 0) != (c.ptx_data is not None):
+            raise ValueError(f"PPO-ptx expected ptx_coef above 0 and ptx_data, got {c.ptx_coef} and {c.ptx_data!r:.60}")
+        self.ptx = None if c.ptx_data is None else Mixture(self, c.ptx_data, c.ptx_coef)
 
     def advantages(self, rollout: Rollout) -> tuple[torch.Tensor, torch.Tensor]:
         """Advantages (whitened where asked) and returns of a rollout, (B, T) each."""
@@ -84,7 +96,8 @@ class PPO(LMAgent):
     def update(self, rollout: Rollout) -> dict[str, float]:
         advantages, returns = self.advantages(rollout)
         values, measured = centred(self.policy, rollout, returns)
-        out = fit(self, rollout, lambda b: self.loss(b, advantages, returns, values), epochs=self.config.epochs)
+        loss = lambda b: self.loss(b, advantages, returns, values)
+        out = fit(self, rollout, loss, epochs=self.config.epochs, beside=self.ptx)
         return out | measured
 
     def loss(
@@ -95,3 +108,10 @@ class PPO(LMAgent):
         policy, stats = surrogate(batch, advantages, c.clip_range, c.clip_range_high)
         error, more = value_error(batch, returns, old_values, c.clip_range_value)
         return policy + c.vf_coef * error, stats | more
+
+    def extra_state(self) -> dict[str, Any]:
+        return {} if self.ptx is None else {"ptx_order": self.ptx.order.left}
+
+    def load_extra_state(self, state: Any) -> None:
+        if self.ptx is not None:
+            self.ptx.order.left = list(state["ptx_order"])

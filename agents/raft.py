@@ -11,8 +11,8 @@ of a prompt rank alike. With KL in the reward that is the best policy π*: regre
 ranked by R alone and the estimator stands in the loss: the pull of ranking does not shrink with the size of a
 difference, so that β means something else (it warns; there is no closed form).
 
-Defaults: 64 texts in groups of 4, the best one of each kept, one step a batch of 2.5 times the model's own size, decayed
-to 0.
+Defaults: 64 texts in groups of 4, the best one of each kept, one step a batch of 2.5 times the model's own size,
+decayed to 0.
 """
 
 from __future__ import annotations

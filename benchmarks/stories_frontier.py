@@ -97,6 +97,8 @@ def optimum(scores: np.ndarray, beta: float) -> tuple[float, float, float]:
 
 def reference(model: str, out: Path) -> None:
     """DRAWS texts of the reference for each held-out prompt, and what follows from their scores."""
+    from dataclasses import replace
+
     from lm_gym.collect import batched_texts
     from lm_gym.decoding import Engine
     from lm_gym.mdp import AlignmentMDP
@@ -106,7 +108,7 @@ def reference(model: str, out: Path) -> None:
     engine = Engine(mdp.reference, seed=777)
     rows = []
     for _ in range(DRAWS):
-        texts = batched_texts(mdp, engine, mdp.prompts, rows=256)
+        texts = batched_texts(engine, mdp.prompts, replace(mdp.generation_params, rows=256))
         rows.append(mdp.judge(mdp.prompts, [t.tokens for t in texts], [t.finish_reason for t in texts])[0])
     scores = np.stack(rows, 1)
     np.save(out / "reference_scores.npy", scores.astype(np.float32))

@@ -25,7 +25,7 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt, load_prompts
-from lm_gym.rewards import reward_model_hash
+from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import run_info
 from lm_gym.tracking import Tracker
@@ -103,6 +103,11 @@ class LMAgent:
         """One update on a rollout; returns metrics."""
         raise NotImplementedError
 
+    @property
+    def generation_params(self) -> GenerationParams:
+        """How the policy decodes: as the problem says."""
+        return self.mdp.generation_params
+
     # ---- making texts --------------------------------------------------------------------------------------------
 
     def next_prompts(self, n: int) -> list[Prompt]:
@@ -141,7 +146,9 @@ class LMAgent:
                 [c.prompt_ids for c in completions], [c.tokens for c in completions], hidden=True
             )
         else:
-            completions = collect.batched_texts(self.mdp, self.engine, self.prompts_for_update(), rows=c.rows)
+            completions = collect.batched_texts(
+                self.engine, self.prompts_for_update(), dataclasses.replace(self.generation_params, rows=c.rows)
+            )
             decoded = time.perf_counter()
             scored = self.mdp.score(
                 completions, kl_mode=mode, kl_coef=self.kl_coef, hidden=True, trainer_state=self.state
@@ -161,6 +168,8 @@ class LMAgent:
             metrics |= {key: metrics[key] + paid for key in ("objective/rlhf_reward", "objective/non_score_reward")}
         metrics |= {f"reward/{k}": v for k, v in scored.metrics.items()}
         metrics |= {"perf/decode_seconds": decoded - started, "perf/score_seconds": time.perf_counter() - decoded}
+        if scored.judge_seconds:
+            metrics["perf/judged_per_second"] = len(rollout) / scored.judge_seconds
         return rollout, metrics
 
     @property
@@ -212,6 +221,8 @@ class LMAgent:
         """
         if isinstance(total_tokens, bool) or total_tokens < 1:
             raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
+        if self.updates == 0:
+            prepare_reward_model(self.mdp.reward_model, self.mdp)
         self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
         config = dict(run_config or {}) | {"agent": {"name": self.name, **plain_config(self.config)}}
         config.setdefault("run", self.run_info() if out is not None else {})
@@ -262,6 +273,7 @@ class LMAgent:
             group["lr"] = lr
         logged = {"kl_coef": self.kl_coef, "lr": lr}
         done = self.one_update()
+        update_reward_model(self.mdp.reward_model, done.metrics)
         self.updates += 1
         self.engine.update_weights(self.policy.lm, self.updates)
         self.tokens += done.tokens
@@ -301,8 +313,8 @@ class LMAgent:
     ) -> list[Completion]:
         """A completion for each prompt (texts, records, or any prompt source), with log-probs; for :meth:`score`."""
         records = self._records(prompts)
-        engine = Engine(self.policy.lm, guide=self.mdp.reference, keep_hidden=True, seed=seed)
-        params: GenerationParams = dataclasses.replace(self.mdp.generation_params, greedy=greedy, rows=256)
+        engine = Engine(self.policy.lm, guide=self.engine.guide, keep_hidden=True, seed=seed)
+        params = dataclasses.replace(self.generation_params, greedy=greedy, rows=256)
         if max_new_tokens is not None:
             params = dataclasses.replace(params, max_new_tokens=max_new_tokens)
         completions = engine.generate([p.token_ids for p in records], params)

@@ -10,6 +10,7 @@ import torch
 
 from lm_gym import checkpoints
 from lm_gym.agent_config import plain_config, refuse_live
+from lm_gym.rewards import load_reward_state, reward_state
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
@@ -36,6 +37,7 @@ def save(agent: LMAgent, folder: str | Path) -> Path:
         "reference": agent.mdp.reference.fingerprint(),
         "score_scale": None if agent.score_scale is None else list(agent.score_scale),
         "kl_control": None if control is None else control.state_dict(),
+        "reward_model": reward_state(agent.mdp.reward_model),
         "extra": agent.extra_state(),
     }
     tensors: dict[str, dict[str, torch.Tensor]] = {
@@ -87,6 +89,7 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     checkpoints.set_generator_state(agent.generator, state["rng"])
     scale = state.get("score_scale")
     agent.score_scale = None if scale is None else (float(scale[0]), float(scale[1]))
+    load_reward_state(agent.mdp.reward_model, state.get("reward_model"))
     if agent.kl_control is not None:
         agent.kl_control.load_state_dict(state.get("kl_control"))
         agent.kl_control.load_tensors(groups)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from gymnasium import wrappers
 
-from lm_gym.decoding import Completion, Engine, sample
+from lm_gym.decoding import Completion, Engine, GenerationParams, sample
 from lm_gym.env import LMAlignEnv
 from lm_gym.forward import pad_rows
 from lm_gym.mdp import STEP_LIMIT, AlignmentMDP, Scored
@@ -128,7 +128,7 @@ def reference_scale(mdp: AlignmentMDP, n: int, *, seed: int) -> tuple[float, flo
     """
     engine = Engine(mdp.reference, guide=mdp.reference, seed=seed)
     prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(n)]
-    completions = batched_texts(mdp, engine, prompts, rows=256)
+    completions = batched_texts(engine, prompts, replace(mdp.generation_params, rows=256))
     scores = mdp.judge(prompts, [c.tokens for c in completions], [c.finish_reason for c in completions])[0]
     if scores.std() == 0:
         raise ValueError(
@@ -292,11 +292,8 @@ class _Text:
             self.allowed.append(allowed)
 
 
-def batched_texts(
-    mdp: AlignmentMDP, engine: Any, prompts: Sequence[Any], *, rows: int | None = None
-) -> list[Completion]:
+def batched_texts(engine: Any, prompts: Sequence[Prompt], params: GenerationParams) -> list[Completion]:
     """Completions of an engine for prompt records, in their order, each with its record attached."""
-    params = replace(mdp.generation_params, rows=rows)
     completions: list[Completion] = engine.generate([p.token_ids for p in prompts], params)
     for completion, prompt in zip(completions, prompts, strict=True):
         completion.prompt = prompt

@@ -27,6 +27,7 @@ class GenerationParams:
         stop: strings that end a text once its completion contains one. temperature: divides the logits, above 0;
             ``greedy`` takes the most likely token instead (log-probs stay those of the distribution).
         top_k: choose among the k likeliest tokens of the engine's ``guide`` only, EOS always among them.
+        top_p: choose among the ``guide``'s likeliest tokens that have so much probability together only.
         rows: how many texts decode together; the rest wait and refill finished rows. None: all at once.
     """
 
@@ -36,6 +37,7 @@ class GenerationParams:
     temperature: float = 1.0
     greedy: bool = False
     top_k: int | None = None
+    top_p: float | None = None
     rows: int | None = None
 
 
@@ -49,7 +51,7 @@ class Completion:
         weight_versions: T ints, the version of the weights that drew each token.
         values: (T,) value estimates of the states before each token, if the engine has a value head.
         hidden: (T, d) last hidden states before each token, if asked for.
-        allowed: (T, k) ids that could be chosen under ``top_k``.
+        allowed: (T, k) ids that could be chosen under ``top_k`` or ``top_p`` (where there are fewer, some twice).
         prompt: the prompt's record, which scoring needs.
     """
 
@@ -123,6 +125,19 @@ def top_k_ids(ref_logits: torch.Tensor, k: int, eos_ids: Sequence[int]) -> torch
     return ids.sort(-1).values
 
 
+def top_p_ids(logits: torch.Tensor, p: float) -> torch.Tensor:
+    """The likeliest ids that have at least the mass p together, the smallest such set: (n, V) to (n, k).
+
+    Holtzman et al. 2020, arXiv:1904.09751. k is the largest set's size; in smaller sets the likeliest id fills up.
+    """
+    probs, ids = torch.softmax(logits, -1).sort(dim=-1, descending=True)
+    before = probs.cumsum(-1) - probs  # the mass of the likelier ones
+    keep = (before < p) & (probs > 0)
+    keep[..., 0] = True
+    most = int(keep.sum(-1).max())
+    return torch.where(keep, ids, ids[..., :1])[..., :most]
+
+
 def restrict(
     logits: torch.Tensor,
     *,
@@ -178,13 +193,14 @@ class Engine:
             return []
         if any(len(p) == 0 for p in prompts):
             raise ValueError(f"prompt {[len(p) for p in prompts].index(0)} is empty: give it at least one token")
-        if params.top_k is not None and self.guide is None:
+        guided = params.top_k is not None or params.top_p is not None
+        if guided and self.guide is None:
             raise ValueError(
-                "top_k expected an engine with guide= (the reference whose likeliest tokens are chosen from)"
+                "top_k and top_p expected an engine with guide= (the model whose likeliest tokens are chosen from)"
             )
         lm, total, limit = self.lm, len(prompts), params.max_new_tokens
         n = min(params.rows or total, total)
-        models = [lm] if params.top_k is None or self.guide is None else [lm, self.guide]
+        models = [lm, self.guide] if guided and self.guide is not None else [lm]
         lanes = [m.rows(n, max(map(len, prompts)) + limit) for m in models]
         hidden = [lane.insert(range(n), prompts[:n]) for lane in lanes]
         record = _Record(total, limit, lm, params, self.value_head is not None, self.keep_hidden)
@@ -193,8 +209,15 @@ class Engine:
         age = torch.zeros(n, dtype=torch.long, device=lm.device)
         waiting = n
         while True:
-            allowed = top_k_ids(models[1].head(hidden[1]), params.top_k, lm.eos_ids) if params.top_k else None
             no_eos = age < params.min_new_tokens if params.min_new_tokens else None
+            allowed = None
+            if guided:
+                guide = models[1].head(hidden[1])
+                if params.top_p is not None:
+                    free = restrict(guide / params.temperature, no_eos=no_eos, eos_ids=lm.eos_ids)
+                    allowed = top_p_ids(free, params.top_p)
+                elif params.top_k is not None:
+                    allowed = top_k_ids(guide, params.top_k, lm.eos_ids)
             logits = lm.head(hidden[0]) / params.temperature
             logp = torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
             busy = (owner >= 0).nonzero().flatten()
@@ -251,7 +274,9 @@ class _Record:
             torch.zeros(total, limit, lm.hidden_size, device=lm.device) if hidden else None
         )
         self.allowed = (
-            torch.zeros(total, limit, params.top_k, dtype=torch.long, device=lm.device) if params.top_k else None
+            torch.zeros(total, limit, params.top_k or 1, dtype=torch.long, device=lm.device)
+            if params.top_k or params.top_p
+            else None
         )
         self.reasons: list[str] = [""] * total
         self.lengths = [0] * total
@@ -273,7 +298,11 @@ class _Record:
         if self.hidden is not None:
             self.hidden[at, step] = hidden.float()
         if self.allowed is not None and allowed is not None:
-            self.allowed[at, step] = allowed
+            more = allowed.shape[-1] - self.allowed.shape[-1]
+            if more > 0:  # a larger set than any before: the first id fills up, as in the set itself
+                self.allowed = torch.cat([self.allowed, self.allowed[..., :1].expand(-1, -1, more)], -1)
+            self.allowed[at, step] = allowed[:, :1].expand(-1, self.allowed.shape[-1])
+            self.allowed[at, step, : allowed.shape[-1]] = allowed
 
     def finish(self, at: list[int], lengths: list[int]) -> list[bool]:
         """Which of the prompts ``at`` have ended with their last token."""

@@ -9,6 +9,7 @@ rewards for the same tokens.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,7 +43,7 @@ class Scored:
         ref_logprobs: (B, T) log π_ref(a_t|s_t), whole vocabulary, at the problem's temperature.
         kl_penalty: (B, T) what step t pays for KL. rewards: (B, T) ``kl_penalty`` plus R on the last token.
         extra: columns that the reward model logged, B values each. metrics: numbers that it logged.
-        ref_hidden: (B, T, d) the reference's hidden states, if asked for.
+        ref_hidden: (B, T, d) the reference's hidden states, if asked for. judge_seconds: what the reward model took.
     """
 
     texts: list[str]
@@ -54,6 +55,7 @@ class Scored:
     extra: dict[str, list[Any]] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     ref_hidden: torch.Tensor | None = None
+    judge_seconds: float = 0.0
 
 
 class AlignmentMDP:
@@ -305,9 +307,11 @@ class AlignmentMDP:
                 "score expected completions with prompt= set (the record from mdp.prompts), got one without"
             )
         tokens = [c.tokens for c in completions]
+        started = time.perf_counter()
         scores, texts, extra, metrics = self.judge(
             prompts, tokens, [c.finish_reason for c in completions], trainer_state=trainer_state
         )
+        seconds = time.perf_counter() - started
         ref_logprobs, ref_hidden = self.reference_pass([c.prompt_ids for c in completions], tokens, hidden=hidden)
         lengths = torch.tensor([len(t) for t in tokens])
         mask = torch.arange(ref_logprobs.shape[1])[None] < lengths[:, None]
@@ -325,7 +329,7 @@ class AlignmentMDP:
         rewards = penalty.clone()
         result = torch.tensor(scores, dtype=torch.float32)
         rewards[torch.arange(len(tokens)), lengths - 1] += result
-        return Scored(texts, mask, result, ref_logprobs, penalty, rewards, extra, metrics, ref_hidden)
+        return Scored(texts, mask, result, ref_logprobs, penalty, rewards, extra, metrics, ref_hidden, seconds)
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

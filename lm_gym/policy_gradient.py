@@ -144,7 +144,13 @@ def value_error(
 
 
 def fit(
-    agent: LMAgent, rollout: Rollout, loss: Loss, *, epochs: int = 1, keep: torch.Tensor | None = None
+    agent: LMAgent,
+    rollout: Rollout,
+    loss: Loss,
+    *,
+    epochs: int = 1,
+    keep: torch.Tensor | None = None,
+    beside: Callable[[int], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """Passes over a rollout in minibatches; returns the means of what they logged, nothing where no text is trained on.
 
@@ -152,6 +158,7 @@ def fit(
         loss: of a minibatch: a scalar with gradient (a weighted sum over its tokens, so that micro-batches add up), and
             weighted sums to log. The KL or entropy that ``kl_in`` puts in the loss is added here.
         keep: (B,) bool, which texts weigh anything; None: all.
+        beside: adds the gradient of another loss to every minibatch's, given its number of texts; returns what to log.
     """
     c = agent.config
     assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
@@ -162,6 +169,8 @@ def fit(
             if keep is not None and not keep[index].any():
                 continue
             stats.append(gradient(agent, rollout, index, loss, first=not stats, keep=keep))
+            if beside is not None:
+                stats[-1] |= beside(len(index))
             norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), c.max_grad_norm)
             stats[-1]["grad/norm"] = float(norm)
             agent.optimizer.step()

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lm_gym.demonstrations import Demonstration
+from lm_gym.cycle import Cycle
+from lm_gym.demonstrations import Demonstration, load_demonstrations
 from lm_gym.forward import by_length, token_logprobs
 from lm_gym.mdp import SCORING_TOKENS, AlignmentMDP
 from lm_gym.models import CausalLM
+
+if TYPE_CHECKING:
+    from lm_gym.agent import LMAgent
 
 
 @dataclass
@@ -50,6 +55,28 @@ def held_out(
         part = likelihood(lm, mdp, [demonstrations[i] for i in at])
         total = Likelihood(total.nll + part.nll.cpu(), total.tokens + part.tokens, total.right + part.right)
     return total
+
+
+class Mixture:
+    """Demonstrations beside another loss: the gradient of coefficient·mean −log π of some of them a minibatch.
+
+    Args:
+        agent: whose policy and generator are used. source: as for :func:`lm_gym.demonstrations.load_demonstrations`.
+        coef: the weight.
+    """
+
+    def __init__(self, agent: LMAgent, source: Any, coef: float) -> None:
+        reference = agent.mdp.reference
+        self.agent, self.coef = agent, coef
+        self.data = load_demonstrations(source, reference.tokenizer, max_tokens=reference.max_positions)
+        self.order = Cycle(len(self.data), agent.generator)
+
+    def __call__(self, count: int) -> dict[str, float]:
+        """Adds up the gradient of the next ``count`` demonstrations; what to log."""
+        batch = [self.data[i] for i in self.order.take(count)]
+        found = likelihood(self.agent.policy.lm, self.agent.mdp, batch)
+        (self.coef * found.nll / found.tokens).backward()
+        return {"loss/ptx_avg": found.loss}
 
 
 def _padded(lm: CausalLM, batch: Sequence[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -67,6 +67,7 @@ METRICS: dict[str, str] = {
     "perf/decode_seconds": "seconds spent decoding",
     "perf/score_seconds": "seconds spent in the reference and the reward model",
     "perf/data_seconds": "seconds spent on the examples of a preference agent: drawing, scoring, reference log-probs",
+    "perf/judged_per_second": "completions that the reward model judged a second",
     "perf/update_seconds": "seconds spent in gradient steps",
     "perf/elapsed_seconds": "seconds since the start of the run, added by the tracker",
 }
