@@ -12,6 +12,9 @@ Where training ends: at the optimum (regret 0 on the worked example, :func:`lm_g
 reward as by default: for λ = 1 whatever the values are, for λ < 1 once they are right. At the optimum and with the
 right values every advantage is 0, so that the noise vanishes too. KL in the loss ends at .0099 (k2, "exact") or .0302
 (k3), an entropy bonus at .0841; whitened advantages beside them at .418, .054 and .620, which warns.
+
+Defaults: 128 texts a rollout, one pass in minibatches of 16 at twice the model's own step size (PPO makes twice as many
+steps), token mean, λ = γ = 1, c = .1, advantages not whitened, KL in the reward.
 """
 
 from __future__ import annotations

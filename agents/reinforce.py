@@ -15,6 +15,9 @@ gradient where ρ = 1, and each later token weighted as the moved policy would h
 Where training ends: at the optimum (regret 0 on the worked example, :func:`lm_gym.exact.endpoint`), with the KL in the
 reward as by default. There every text has the same return J*, so that with the batch's mean the noise vanishes too. KL
 in the loss ends at .0099 (k2, "exact") or .0302 (k3), an entropy bonus at .0841.
+
+Defaults: 128 texts a rollout, one pass in minibatches of 16 at twice the model's own step size (PPO makes twice as many
+steps), token mean, the batch's mean as the baseline, KL in the reward.
 """
 
 from __future__ import annotations

@@ -11,6 +11,9 @@ descended, ρ_t = π/π_old: the same gradient where ρ = 1. ``clip_range`` clip
 Where training ends: at the optimum (regret 0 on the worked example, :func:`lm_gym.exact.endpoint`), with the KL in the
 reward as by default; there all texts of a prompt have the same return, and the noise vanishes too. KL in the loss ends
 at .0099 (k2, "exact") or .0302 (k3), an entropy bonus at .0841.
+
+Defaults: 32 prompts of 4 texts a rollout, one pass in minibatches of 16 at twice the model's own step size (PPO makes
+twice as many steps), token mean, no clip, KL in the reward.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ class AgentConfig:
     batch_size: int = 128
     """Texts an update."""
     learning_rate: float | None = None
-    """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table."""
+    """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table; all of it
+    times the agent's ``step_scale``, above 1 where fewer steps follow a rollout than PPO's 16."""
     lr_schedule: str = "linear"
     """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
     max_grad_norm: float = 1.0

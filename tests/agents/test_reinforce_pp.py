@@ -1,5 +1,6 @@
 """REINFORCE++ and its baseline variant: gradients by hand, where they end, the same numbers again."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from lm_gym import exact
 from lm_gym.agents import ReinforcePP
+from lm_gym.cli.options import parse_train
 
 BASELINE = {"kl_in": "loss", "estimator": "k2", "whiten": True, "group_size": 8}
 
@@ -75,6 +77,9 @@ def test_what_is_published_does_not_warn_and_what_is_biased_by_choice_does() -> 
         warnings.simplefilter("error")
         assert ReinforcePP(env).config.kl_in == "reward"
         assert ReinforcePP(env, group_size=8).config.kl_in == "loss"
+        # as the command line passes it: every field by name
+        agent = parse_train("reinforce++", ["--group-size", "8"]).agent
+        assert ReinforcePP(env, **dataclasses.asdict(agent)).config.kl_in == "loss"
     for config in ({"kl_in": "loss"}, {"kl_in": "entropy"}, {"ent_coef": 0.1}):
         with pytest.warns(UserWarning, match="rescales the reward against the KL or entropy in the loss"):
             ReinforcePP(env, **config)
