@@ -161,9 +161,8 @@ def label_pairs(pairs: Sequence[Pair], annotators: Annotators, *, seed: int = 0)
             first, uniform, flip = rng.integers(2), rng.random(), rng.random()
             p_a, p_b = _answers(pair, annotators, scales[annotator], sign=1 if first == 0 else -1)
             tie = p_a <= uniform < 1 - p_b
-            a_wins = uniform < (0.5 if tie else p_a)
-            if not tie and flip < annotators.flipped:
-                a_wins = not a_wins
+            # of a tie either half is written first, with even chances
+            a_wins = flip < 0.5 if tie else (uniform < p_a) != (flip < annotators.flipped)
             best = 0 if a_wins else 1
             prompt, texts = pair.prompt, [pair.prompt.completion_for_reward(text) for text in pair.texts]
             found.append(

@@ -1,6 +1,6 @@
 """How good is a judge? Its scores on preference data beside the labels and, where it is known, the gold score.
 
-`lm_gym.judged_pairs.judge_pairs` asks the judges, `evaluate` measures, `lm_gym.reward_findings` says what stands out, and
+`lm_gym.judged_pairs` asks the judges, `evaluate` measures, `lm_gym.reward_findings` says what stands out, and
 `lm_gym.reward_page` shows it. The results are plain data: what `reward_eval.json` holds.
 """
 
@@ -18,11 +18,11 @@ from lm_gym.reward_measures import (
     FEATURES,
     PROBES,
     accuracy,
-    bootstrap,
     brier,
     calibration_error,
     fitted_gain,
     groups_of_equal_size,
+    mean_of,
     novelty,
     partial,
     reliability,
@@ -99,7 +99,7 @@ def _accuracies(judged: Judged) -> Results:
         found["gold"] = accuracy(g, labels, prompts)
         rows = np.flatnonzero(labels != 0.5)
         gap = (right(g, labels) - right(d, labels))[rows]
-        found["gap"] = bootstrap(lambda at: float(gap[at].mean()), [prompts[row] for row in rows])
+        found["gap"] = mean_of(gap, [prompts[row] for row in rows])
         if (g != 0).any():
             found["gold_order"] = accuracy(d, 0.5 + 0.5 * np.sign(g), prompts)
     return found
@@ -132,15 +132,15 @@ def _biases(judged: Judged) -> list[Results]:
     for name, f in features.items():
         row: Results = {
             "name": name,
-            "judge": bootstrap(lambda at, f=f: through_origin(d[at], f[at]), prompts),
-            "labels": through_origin(said, f),
-            "gold": None if g is None else through_origin(g, f),
+            "judge": through_origin(d, f, prompts),
+            "labels": through_origin(said, f, prompts),
+            "gold": None if g is None else through_origin(g, f, prompts),
             "judge_beyond_gold": None,
             "labels_beyond_gold": None,
         }
         if g is not None:
-            row["judge_beyond_gold"] = bootstrap(lambda at, f=f: partial(d[at], f[at], g[at]), prompts)
-            row["labels_beyond_gold"] = bootstrap(lambda at, f=f: partial(said[at], f[at], g[at]), prompts)
+            row["judge_beyond_gold"] = partial(d, f, g, prompts)
+            row["labels_beyond_gold"] = partial(said, f, g, prompts)
         rows.append(row)
     return rows
 
@@ -252,7 +252,7 @@ def _ensemble(judged: Judged) -> Results:
     return {
         "members": len(d),
         "same_order": float(np.mean([np.mean(np.sign(d[i]) == np.sign(d[j])) for i, j in pairs])),
-        "correlation": float(np.mean([through_origin(d[i], d[j]) for i, j in pairs])),
+        "correlation": float(np.mean([through_origin(d[i], d[j], judged.prompts).value for i, j in pairs])),
         "by_spread": [row for row in rows if row is not None],
         "accuracies": [accuracy(one, judged.labels, judged.prompts) for one in d],
     }

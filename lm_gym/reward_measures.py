@@ -31,22 +31,25 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(statistic: Callable[[np.ndarray], float], groups: Sequence[str], seed: int = 0) -> Interval:
-    """The statistic of all rows, and its interval over draws of groups with replacement.
+def bootstrap(columns: np.ndarray, groups: Sequence[str], combine: Callable[[np.ndarray], np.ndarray]) -> Interval:
+    """A statistic of sums over rows, and its interval over draws of groups with replacement.
 
     Args:
-        statistic: of an array of row numbers, which may repeat. groups: (N,) the group of each row.
+        columns: (N, k) what is summed. groups: (N,) the group of each row.
+        combine: from sums (..., k) to values (...).
     """
-    members: dict[str, list[int]] = {}
-    for row, group in enumerate(groups):
-        members.setdefault(group, []).append(row)
-    parts = [np.array(rows) for rows in members.values()]
-    rng = np.random.default_rng(seed)
-    draws = [
-        statistic(np.concatenate([parts[i] for i in rng.integers(len(parts), size=len(parts))])) for _ in range(DRAWS)
-    ]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Interval(float(statistic(np.arange(len(groups)))), float(low), float(high))
+    names, place = np.unique(np.asarray(groups), return_inverse=True)
+    sums = np.zeros((len(names), columns.shape[1]))
+    np.add.at(sums, place, columns)
+    counts = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=DRAWS)
+    low, high = np.quantile(combine(counts @ sums), (0.025, 0.975))
+    return Interval(float(combine(sums.sum(0))), float(low), float(high))
+
+
+def mean_of(values: np.ndarray, groups: Sequence[str]) -> Interval:
+    """The mean of (N,) values with its interval."""
+    columns = np.stack([values, np.ones(len(values))], axis=1)
+    return bootstrap(columns, groups, lambda sums: sums[..., 0] / sums[..., 1])
 
 
 def right(differences: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -68,8 +71,7 @@ def accuracy(differences: np.ndarray, labels: np.ndarray, groups: Sequence[str])
     counted = ~np.isnan(hits)
     if not counted.any():
         raise ValueError("expected pairs with a better half, got ties only")
-    kept = hits[counted]
-    return bootstrap(lambda rows: float(kept[rows].mean()), [groups[row] for row in np.flatnonzero(counted)])
+    return mean_of(hits[counted], [groups[row] for row in np.flatnonzero(counted)])
 
 
 def probabilities(differences: np.ndarray) -> np.ndarray:
@@ -121,17 +123,27 @@ def brier(differences: np.ndarray, labels: np.ndarray) -> float:
     return float(np.mean((probabilities(differences) - labels) ** 2))
 
 
-def through_origin(x: np.ndarray, y: np.ndarray) -> float:
+def through_origin(x: np.ndarray, y: np.ndarray, groups: Sequence[str]) -> Interval:
     """Correlation of differences, Σxy/√(Σx²·Σy²): which half of a pair stands first does not matter; 0 if one is 0."""
-    size = float(np.sqrt((x * x).sum() * (y * y).sum()))
-    return float((x * y).sum()) / size if size > 0 else 0.0
+    return bootstrap(np.stack([x * y, x * x, y * y], axis=1), groups, _correlation)
 
 
-def partial(x: np.ndarray, y: np.ndarray, given: np.ndarray) -> float:
-    """Correlation of differences x and y beyond what both share with a third, `given`."""
-    xy, xz, yz = through_origin(x, y), through_origin(x, given), through_origin(y, given)
-    rest = (1 - xz * xz) * (1 - yz * yz)
-    return (xy - xz * yz) / float(np.sqrt(rest)) if rest > 1e-12 else 0.0
+def partial(x: np.ndarray, y: np.ndarray, given: np.ndarray, groups: Sequence[str]) -> Interval:
+    """Correlation of differences x and y beyond what both share with a third, `given`; 0 where nothing is left."""
+    columns = np.stack([x * y, x * given, y * given, x * x, y * y, given * given], axis=1)
+
+    def combine(sums: np.ndarray) -> np.ndarray:
+        xy, xz, yz = (_correlation(sums[..., list(at)]) for at in ((0, 3, 4), (1, 3, 5), (2, 4, 5)))
+        rest = (1 - xz * xz) * (1 - yz * yz)
+        return np.asarray(np.where(rest > 1e-12, (xy - xz * yz) / np.sqrt(np.maximum(rest, 1e-12)), 0.0))
+
+    return bootstrap(columns, groups, combine)
+
+
+def _correlation(sums: np.ndarray) -> np.ndarray:
+    """From sums (..., 3) of xy, xx, yy."""
+    size = np.sqrt(sums[..., 1] * sums[..., 2])
+    return np.asarray(np.where(size > 0, sums[..., 0] / np.where(size > 0, size, 1.0), 0.0))
 
 
 def words(text: str) -> list[str]:

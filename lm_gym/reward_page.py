@@ -176,8 +176,8 @@ def _biases(results: Results) -> str:
         [
             safe(row["name"]),
             interval(row["judge"]),
-            number(row["gold"]),
-            number(row["labels"]),
+            interval(row["gold"]),
+            interval(row["labels"]),
             interval(row["judge_beyond_gold"]),
             interval(row["labels_beyond_gold"]),
         ]
