@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from lm_gym.agent import LMAgent, Update
 from lm_gym.agent_config import AgentConfig
@@ -91,7 +92,8 @@ class BestOfN(LMAgent):
         """Measure on the next prompts; ``tokens`` counts all n texts of each."""
         prompts = self.next_prompts(max(1, self.config.batch_size // self.config.n))
         before = self.drawn_tokens
-        found = self.evaluate_on(prompts, seed=self.config.seed + self.updates)
+        seed = int(torch.randint(2**31, (), generator=self.generator))
+        found = self.evaluate_on(prompts, seed=seed)
         found.metrics.pop("objective/j")
         found.metrics.pop("objective/scores_sem")
         rows = zip(found.prompts, found.texts, found.scores, found.lengths, strict=True)

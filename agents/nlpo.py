@@ -119,12 +119,12 @@ class NLPO(LMAgent):
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, None]:
         """(token, None), drawn under the mask."""
+        if self.mdp.min_new_tokens:
+            raise ValueError("predict of NLPO expected an environment without min_new_tokens: use generate(prompts)")
         t, seed = self.mdp.temperature, self.config.seed
         self._actor = self._actor or CachedLM(self.policy.lm, temperature=t, seed=seed)
         self._lagged_actor = self._lagged_actor or CachedLM(self.lagged, temperature=t, seed=seed)
         guide = self._lagged_actor.logits(observation)[0]
-        if self.mdp.min_new_tokens:
-            raise ValueError("predict of NLPO expected an environment without min_new_tokens: use generate(prompts)")
         ids = top_p_ids(guide, self.config.top_p).numpy()
         mask = np.zeros(guide.shape, dtype=bool)
         np.put_along_axis(mask, ids, True, -1)

@@ -67,10 +67,9 @@ class RAFT(LMAgent):
             )
 
     def update(self, rollout: Rollout) -> dict[str, float]:
-        c = self.config
-        returns = rollout.rewards.sum(-1)
+        c, returns = self.config, rollout.text_returns()
         best = kept_texts(returns, c.group_size, c.keep)
-        out = fit(self, rollout.select(best), self.loss, epochs=c.epochs)
+        out = fit(self, rollout.select(best), self.loss, epochs=c.epochs, collected=rollout)
         out["raft/kept_return"] = float(returns[best].mean())
         out["sft/perplexity"] = math.exp(min(out["sft/loss"], 700.0))
         return out

@@ -128,11 +128,14 @@ def top_k_ids(ref_logits: torch.Tensor, k: int, eos_ids: Sequence[int]) -> torch
 def top_p_ids(logits: torch.Tensor, p: float) -> torch.Tensor:
     """The likeliest ids that have at least the mass p together, the smallest such set: (n, V) to (n, k).
 
-    Holtzman et al. 2020, arXiv:1904.09751. k is the largest set's size; in smaller sets the likeliest id fills up.
+    Holtzman et al. 2020, arXiv:1904.09751. Of equals the lower id comes first; p = 1 is every id above −inf. k is the
+    largest set's size; in smaller sets the likeliest id fills up.
     """
-    probs, ids = torch.softmax(logits, -1).sort(dim=-1, descending=True)
+    ranked, ids = logits.sort(dim=-1, descending=True, stable=True)
+    probs = torch.softmax(ranked, -1)
     before = probs.cumsum(-1) - probs  # the mass of the likelier ones
-    keep = (before < p) & (probs > 0)
+    # rounding brings ``before`` to 1 in front of a long tail, which p = 1 would cut off
+    keep = (ranked > -torch.inf) & (True if p >= 1 else before < p)
     keep[..., 0] = True
     most = int(keep.sum(-1).max())
     return torch.where(keep, ids, ids[..., :1])[..., :most]

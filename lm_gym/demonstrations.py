@@ -108,7 +108,10 @@ def _conversation(messages: Sequence[Any], first: int, tokenizer: Any, options: 
 
     def written(upto: int, answer: bool) -> str:
         given = [dict(message) for message in messages[:upto]]
-        return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=answer, **options))
+        try:
+            return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=answer, **options))
+        except Exception as error:  # templates raise what they like
+            raise ValueError(f"is refused by the chat template: {error}") from error
 
     turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
     if not turns or turns[0] == 0:

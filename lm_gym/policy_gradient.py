@@ -151,6 +151,7 @@ def fit(
     epochs: int = 1,
     keep: torch.Tensor | None = None,
     beside: Callable[[int], dict[str, float]] | None = None,
+    collected: Rollout | None = None,
 ) -> dict[str, float]:
     """Passes over a rollout in minibatches; returns the means of what they logged, nothing where no text is trained on.
 
@@ -159,6 +160,7 @@ def fit(
             weighted sums to log. The KL or entropy that ``kl_in`` puts in the loss is added here.
         keep: (B,) bool, which texts weigh anything; None: all.
         beside: adds the gradient of another loss to every minibatch's, given its number of texts; returns what to log.
+        collected: what the policy drew, where ``rollout`` is only a part of it: an adaptive β goes by its KL.
     """
     c = agent.config
     assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
@@ -175,7 +177,7 @@ def fit(
             stats[-1]["grad/norm"] = float(norm)
             agent.optimizer.step()
             agent.optimizer.zero_grad(set_to_none=True)
-    agent.kl_control.after_update(rollout)
+    agent.kl_control.after_update(rollout if collected is None else collected)
     if not stats:
         return {}
     out = {key: sum(s[key] for s in stats) / len(stats) for key in stats[-1]}

@@ -46,10 +46,8 @@ def likelihood(lm: CausalLM, mdp: AlignmentMDP, batch: Sequence[Demonstration], 
 
 
 @torch.no_grad()
-def held_out(
-    lm: CausalLM, mdp: AlignmentMDP, demonstrations: Sequence[Demonstration], tokens: int = 8192
-) -> Likelihood:
-    """:func:`likelihood` of many, in batches of at most ``tokens`` padded tokens."""
+def held_out(lm: CausalLM, mdp: AlignmentMDP, demonstrations: Sequence[Demonstration]) -> Likelihood:
+    """:func:`likelihood` of many, in batches of at most ``SCORING_TOKENS`` padded tokens."""
     total = Likelihood(torch.zeros(()), 0, 0)
     for at in by_length([len(d.token_ids) for d in demonstrations], SCORING_TOKENS):
         part = likelihood(lm, mdp, [demonstrations[i] for i in at])
