@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -123,7 +123,7 @@ class SB3VecEnv(VecEnv):
         return obs, rewards.astype(np.float32), done, infos
 
     def _last_info(self, row: dict[str, Any], i: int) -> dict[str, Any]:
-        row.update(row.pop("final_info", {}))
+        row.update(row.pop("final_info"))
         row["terminal_observation"] = row.pop("final_obs")
         row["TimeLimit.truncated"] = False  # SB3 would add a value on top of a score already paid
         seconds = round(time.time() - self._started, 6)
@@ -162,11 +162,6 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
         """True for Monitor, whose ``episode`` info every row has: ``evaluate_policy`` asks."""
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
-
-    def _get_indices(self, indices: int | Iterable[int] | None) -> Iterable[int]:
-        if indices is None:
-            return range(self.num_envs)
-        return [indices] if isinstance(indices, int) else indices
 
     def close(self) -> None:
         self.env.close()

@@ -1,7 +1,7 @@
 """Stable-Baselines3 on LM Gym, its code untouched and paid the exact KL reward: the language model, or a small agent.
 
-`--small` is SB3's MlpPolicy: it reads the reference's hidden state and chooses among its 32 likeliest tokens. Without
-it, SB3's PPO trains the language model.
+`--small` is SB3's MlpPolicy: it reads the reference's hidden state and chooses among its 32 likeliest tokens. It starts
+far from the reference, and first learns to pay less for that. Without it, SB3's PPO trains the language model.
 """
 
 import argparse
