@@ -110,7 +110,8 @@ def test_the_mirrored_model_does_not_learn_which_completion_came_first() -> None
 def test_known_answers_tell_a_liar_from_an_honest_annotator() -> None:
     # Two annotators who always contradict each other: without gold nothing can be said, with it everything.
     said = [vote for item in range(40) for vote in votes(*((2, -2) if item % 2 else (-2, 2)), item=item)]
-    assert all(verdict.direction == 0 or verdict.p_b == pytest.approx(0.5) for verdict in aggregate(said, "dawid-skene").values())  # fmt: skip
+    unsure = aggregate(said, "dawid-skene").values()
+    assert all(verdict.p_b == pytest.approx(0.5) for verdict in unsure)
     gold = {item: 2 if item % 2 else -2 for item in range(10)}
     found = aggregate(said, "dawid-skene", gold=gold)
     assert all(found[item].direction == (1 if item % 2 else -1) for item in range(40))

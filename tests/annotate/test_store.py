@@ -23,7 +23,8 @@ def test_an_answer_is_stored_in_terms_of_the_pair_and_as_it_was_shown(tmp_path: 
     orders = set()
     for loan in [loan for _ in range(40) for loan in _answer_next(store, ada, 2)]:
         orders.add(loan.swapped)
-        assert (loan.first, loan.second) == ((f"b{loan.prompt[1:]}", f"a{loan.prompt[1:]}") if loan.swapped else (f"a{loan.prompt[1:]}", f"b{loan.prompt[1:]}"))  # fmt: skip
+        one, other = f"a{str(loan.prompt)[1:]}", f"b{str(loan.prompt)[1:]}"
+        assert (loan.first, loan.second) == ((other, one) if loan.swapped else (one, other))
     assert orders == {True, False}
     for row in answers(store):
         assert row["shown"] == 2 and row["strength"] == (-2 if row["swapped"] else 2)

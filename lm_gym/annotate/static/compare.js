@@ -21,7 +21,9 @@ const state = {
   shownAt: 0,
   seen: 0, // ms that the item has been visible
   visibleSince: null,
+  said: 0, // answers and undos so far, and undos confirmed: what was asked of the server before is out of date
   loading: false,
+  again: false,
   lost: false,
   last: "",
 };
@@ -34,6 +36,7 @@ const outbox = new Outbox(scope, {
       state.progress.done += answer ? 1 : -1;
       state.progress.left += answer ? -1 : 1;
     }
+    if (entry.path === "/api/undo") state.said += 1;
     if (entry.path === "/api/undo" || state.table.length < AHEAD) load();
   },
   refused(entry, message) {
@@ -53,21 +56,25 @@ const outbox = new Outbox(scope, {
 });
 
 async function load() {
+  state.again = true;
   if (state.loading || outbox.stopped) return;
   state.loading = true;
   try {
-    const response = await fetch(`/api/next?count=${mode === "red-team" ? 1 : AHEAD}`);
-    if (response.status === 401) {
-      outbox.stopped = true;
-      notice("You are signed out. Open your invitation link again in this browser.");
-      return;
+    while (state.again) {
+      state.again = false;
+      const said = state.said;
+      const response = await fetch(`/api/next?count=${mode === "red-team" ? 1 : AHEAD}`);
+      if (response.status === 401) {
+        outbox.stopped = true;
+        notice("You are signed out. Open your invitation link again in this browser.");
+        return;
+      }
+      if (!response.ok) throw new Error(response.statusText);
+      const found = await response.json();
+      state.lost = false;
+      if (said !== state.said) state.again = true; // something was said meanwhile: this is how it was before
+      else take(found);
     }
-    if (!response.ok) throw new Error(response.statusText);
-    const found = await response.json();
-    state.lost = false;
-    state.earlier = found.last;
-    if (!outbox.entries.length) state.progress = found.progress;
-    if (mode !== "red-team") lay(found.items);
   } catch {
     state.lost = true;
     setTimeout(load, 2000);
@@ -75,6 +82,12 @@ async function load() {
     state.loading = false;
     showState();
   }
+}
+
+function take(found) {
+  state.earlier = found.last;
+  if (!outbox.entries.length) state.progress = found.progress;
+  if (mode !== "red-team") lay(found.items);
 }
 
 // The server says what lies on the table; what is answered here already, and perhaps not yet there, is left out.
@@ -105,6 +118,7 @@ function turnTo(item) {
 function answer(kind, shown, reason) {
   const item = view.item;
   if (!item || outbox.stopped || performance.now() - state.shownAt < GUARD) return;
+  state.said += 1;
   const body = { id: newId(), item: item.item, kind, comment: $("comment").value.trim(), seconds: seconds() };
   if (kind === "preference") body.shown = shown;
   if (kind === "flag") body.reason = reason;
@@ -123,6 +137,7 @@ function undo() {
   const done = state.history.pop();
   const id = done ? done.id : state.earlier.shift();
   if (!id) return;
+  state.said += 1;
   state.last = "";
   if (done) {
     state.answered.delete(done.item.item);
