@@ -104,7 +104,11 @@ def dawid_skene(
     while iterations < most:
         iterations += 1
         counts = np.zeros((annotators, classes, classes))
-        np.add.at(counts, (annotator, slice(None), answer), posterior[item])
+        for truth_class in range(classes):
+            cells = np.bincount(
+                annotator * classes + answer, weights=posterior[item, truth_class], minlength=annotators * classes
+            )
+            counts[:, truth_class] = cells.reshape(annotators, classes)
         prior = posterior.sum(0) + smoothing
         if mirrored:
             counts = counts + counts[:, ::-1, ::-1]

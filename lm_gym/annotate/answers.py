@@ -8,7 +8,7 @@ import re
 import sqlite3
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from lm_gym.annotate.lending import LOAN_SECONDS
 from lm_gym.annotate.people import Annotator
@@ -165,7 +165,7 @@ def _receipt(row: sqlite3.Row) -> dict[str, Any]:
     return {name: row[name] for name in ("id", "item", "kind", "shown", "received")}
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 

@@ -104,7 +104,7 @@ def export(
     paths = [out, out.with_suffix(".ties.jsonl"), out.with_suffix(".flags.jsonl")]
     for path, lines in zip(paths, (rows, ties, flags), strict=True):
         _write(path, lines)
-    return Exported(*paths, len(rows), len(ties), len(flags))
+    return Exported(paths[0], paths[1], paths[2], len(rows), len(ties), len(flags))
 
 
 def _verdicts(votes: Sequence[Any], items: Mapping[int, Any], how: Method) -> Iterable[tuple[int, list[Any], Verdict]]:
