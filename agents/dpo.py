@@ -3,7 +3,7 @@
 With h = log(π(y_c|x)/π_ref(y_c|x)) − log(π(y_r|x)/π_ref(y_r|x)), for a chosen and a rejected text of a prompt:
 
     "dpo" (Rafailov et al. 2023, arXiv:2305.18290, eq. 7):   L = −log σ(β·h)
-    with label_smoothing ε (conservative DPO, their eq. 3 of "A note on DPO with noisy preferences", Mitchell 2023):
+    with label_smoothing ε (conservative DPO; Mitchell 2023, "A note on DPO with noisy preferences"):
                                                              L = −(1 − ε)·log σ(β·h) − ε·log σ(−β·h)
     "ipo" (Azar et al. 2023, arXiv:2310.12036, eq. 17):      L = (h − 1/(2β))²         (their τ is our β)
 
@@ -19,9 +19,10 @@ the mean of the labels that annotators would give. On the worked example its reg
     dpo 0 (it is the optimum π*),   label_smoothing .1: .0691,   ipo .5051
 
 With the default configuration, 100,000 tokens end there. Labels that are drawn (``labels="sampled"``) have the same end
-point, and noise: the regret falls as 1/pairs. DATA_FLOOR
-"hard" labels have no end point but the reference's best texts (h grows without bound). The policy never writes while it
-trains; what the reference does not write, it cannot learn.
+point, and noise that no optimizer takes away: the exact best fit of 20,800 such pairs (100,000 tokens) is at regret
+.0062, of 100,000 pairs at .0014, of 1,000 pairs at .29 (means of 5 draws). "hard" labels have no end point but the
+reference's best texts (h grows without bound; regret .418). The policy does not write while it trains: what the
+reference never writes, it does not learn.
 """
 
 from __future__ import annotations
@@ -129,7 +130,10 @@ def check_pair_config(config: Any, beta: float) -> None:
 
 
 class DPO(LMAgent):
-    """DPO, conservative DPO and IPO: the module's docstring has the losses, :class:`DPOConfig` the fields."""
+    """Direct preference optimisation on pairs of texts; also conservative DPO and IPO.
+
+    The module's docstring has the losses and where they end, :class:`DPOConfig` every field.
+    """
 
     config_class: ClassVar[type[DPOConfig]] = DPOConfig
     name: ClassVar[str] = "dpo"

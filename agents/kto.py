@@ -1,4 +1,4 @@
-"""KTO: learning from single texts that are good or bad (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 7 and 8).
+"""KTO: learning from single texts that are good or bad (Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8).
 
 With r = log(π(y|x)/π_ref(y|x)) and a reference point z_0:
 
@@ -63,7 +63,7 @@ class KTOConfig(AgentConfig):
 def kto_loss(
     ratios: torch.Tensor, good: torch.Tensor, z0: float, beta: float, lambda_d: float = 1.0, lambda_u: float = 1.0
 ) -> torch.Tensor:
-    """p·λ_D·(1 − σ(β·(r − z_0))) + (1 − p)·λ_U·(1 − σ(β·(z_0 − r))) (Ethayarajh et al. 2024, eq. 7 and 8).
+    """p·λ_D·(1 − σ(β·(r − z_0))) + (1 − p)·λ_U·(1 − σ(β·(z_0 − r))) (Ethayarajh et al. 2024, eq. 8).
 
     Args:
         ratios: (n,) r, log-ratios of texts to the reference. good: (n,) p, the probability that the text is good.
@@ -77,7 +77,10 @@ def kto_loss(
 
 
 class KTO(LMAgent):
-    """KTO; see the module's docstring for the loss and where it ends, and :class:`KTOConfig` for every field."""
+    """KTO: learning from single texts that are good or bad.
+
+    The module's docstring has the loss and where it ends, :class:`KTOConfig` every field.
+    """
 
     config_class: ClassVar[type[KTOConfig]] = KTOConfig
     name: ClassVar[str] = "kto"
