@@ -16,6 +16,8 @@ if __name__ != "lm_gym.reward_models":
     )
 
 if TYPE_CHECKING:
+    from lm_gym.reward_models.bradley_terry import RewardModelConfig as RewardModelConfig
+    from lm_gym.reward_models.bradley_terry import train_reward_model as train_reward_model
     from lm_gym.reward_models.by_column import JudgeByColumn as JudgeByColumn
     from lm_gym.reward_models.by_column import WeightsByColumn as WeightsByColumn
     from lm_gym.reward_models.cached import Cached as Cached
@@ -53,10 +55,12 @@ _REWARD_MODELS = {
     "Regex": "lm_gym.reward_models.regex",
     "Remote": "lm_gym.reward_models.remote",
     "Repetition": "lm_gym.reward_models.repetition",
+    "RewardModelConfig": "lm_gym.reward_models.bradley_terry",
     "TargetWords": "lm_gym.reward_models.words",
     "Vader": "lm_gym.reward_models.vader",
     "WeightedSum": "lm_gym.reward_models.combine",
     "WeightsByColumn": "lm_gym.reward_models.by_column",
+    "train_reward_model": "lm_gym.reward_models.bradley_terry",
 }
 __all__ = list(_REWARD_MODELS)
 

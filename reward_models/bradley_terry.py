@@ -46,12 +46,12 @@ class RewardModelConfig:
     """Where the trunk comes from: tiny, a hub id, a folder, or a GGUF file."""
     layers: int | None = None
     """Use its first so many layers; None: all."""
-    epochs: int = 3
+    epochs: int = 2
     """Passes over the comparisons, at most."""
     batch_size: int = 32
     """Comparisons an update."""
     learning_rate: float | None = None
-    """Peak step size of Adam; None: as suits the model's size."""
+    """Peak step size of Adam; None: as suits the model's size, 9e-4 for tiny."""
     warmup: float = 0.1
     """Share of the updates in which the step size rises; then it falls to 0 in a line."""
     weight_decay: float = 0.0

@@ -9,6 +9,9 @@ import torch
 
 from lm_gym.models import TransformersLM, load_model, resolve_device
 
+RATE = 3.0
+"""The step size over that of a policy of the same size: labels do not move with the weights, as rollouts do."""
+
 
 def scalar_model(model: Any, *, layers: int | None = None, device: str = "cpu") -> tuple[Any, Any, float]:
     """A sequence classifier with one logit, 0 for every text, on a causal LM's trunk; tokenizer; a step size.
@@ -47,4 +50,4 @@ def scalar_model(model: Any, *, layers: int | None = None, device: str = "cpu") 
     tokenizer.padding_side = "right"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token_id = lm.pad_id
-    return scalar.float().to(resolve_device(device)).eval(), tokenizer, lm.learning_rate
+    return scalar.float().to(resolve_device(device)).eval(), tokenizer, RATE * lm.learning_rate
