@@ -78,14 +78,18 @@ def guidelines_html(text: str) -> str:
 def turns(text: Text) -> list[dict[str, str]]:
     """A text or conversation as turns for the page: role ("" for a text), text as it is to be seen, HTML."""
     messages: list[Mapping[str, Any]] = [{"role": "", "content": text}] if isinstance(text, str) else list(text)
-    return [
-        {
-            "role": visible(str(message["role"])),
-            "text": visible(content_of(message)),
-            "html": to_html(content_of(message)),
-        }
-        for message in messages
-    ]
+    shown = []
+    for message in messages:
+        content = content_of(message)
+        # A page asks for the same items several times, and several people see them; a very long text is not kept.
+        made = _both(content) if len(content) <= LONGEST else (visible(content), to_html(content))
+        shown.append({"role": visible(str(message["role"])), "text": made[0], "html": made[1]})
+    return shown
+
+
+@functools.lru_cache(maxsize=512)
+def _both(text: str) -> tuple[str, str]:
+    return visible(text), to_html(text)
 
 
 def content_of(message: Mapping[str, Any]) -> str:
