@@ -71,7 +71,7 @@ def accuracy(differences: np.ndarray, labels: np.ndarray, groups: Sequence[str])
     counted = ~np.isnan(hits)
     if not counted.any():
         raise ValueError("expected pairs with a better half, got ties only")
-    return mean_of(hits[counted], [groups[row] for row in np.flatnonzero(counted)])
+    return mean_of(hits[counted], [group for group, keep in zip(groups, counted, strict=True) if keep])
 
 
 def probabilities(differences: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ class Bin(NamedTuple):
 
     confidence: float
     accuracy: float
-    count: int
+    pairs: int
 
 
 def reliability(differences: np.ndarray, labels: np.ndarray, bins: int = 10) -> list[Bin]:
@@ -113,9 +113,9 @@ def reliability(differences: np.ndarray, labels: np.ndarray, bins: int = 10) -> 
 
 
 def calibration_error(found: Iterable[Bin]) -> float:
-    """ECE: mean |confidence − share right| over bins, by their counts (Naeini et al. 2015)."""
+    """ECE: mean |confidence − share right| over bins, by their pairs (Naeini et al. 2015)."""
     rows = list(found)
-    return float(sum(b.count * abs(b.confidence - b.accuracy) for b in rows) / sum(b.count for b in rows))
+    return float(sum(b.pairs * abs(b.confidence - b.accuracy) for b in rows) / sum(b.pairs for b in rows))
 
 
 def brier(differences: np.ndarray, labels: np.ndarray) -> float:
@@ -204,7 +204,7 @@ def bigrams(text: str) -> list[tuple[str, str]]:
 def novelty(texts: Sequence[str], known: Sequence[str]) -> np.ndarray:
     """(N,) share of each text's word pairs that no known text has: how far it is from them. 0 for an empty text."""
     seen = {pair for text in known for pair in bigrams(text)}
-    return np.array([np.mean([pair not in seen for pair in bigrams(text)] or [0.0]) for text in texts])
+    return np.array([np.mean([float(pair not in seen) for pair in bigrams(text)] or [0.0]) for text in texts])
 
 
 def distinct(texts: Sequence[str], n: int) -> float:

@@ -204,7 +204,7 @@ def _fit(
     per_epoch = math.ceil(len(train) / config.batch_size)
     steps = config.epochs * per_epoch
     looks = {round(per_epoch * (i + 1) / config.evals_per_epoch) for i in range(config.evals_per_epoch)}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": list(model.parameters()), "lr": config.learning_rate or rate, "weight_decay": config.weight_decay},
         {"params": list(common.parameters()), "lr": COMMON_LEARNING_RATE, "weight_decay": 0.0},
     ]

@@ -70,7 +70,8 @@ def encode(
                 cache[key] = tuple(judge.tokens(row.prompt, completion))
             texts.append(cache[key])
         label = row.label if isinstance(row, Preference) else 1.0
-        found.append(Comparison(tuple(texts), label, margin if margins else 0.0, index[who], repr(row.prompt)))
+        wanted = margin if margins and margin is not None else 0.0
+        found.append(Comparison(tuple(texts), label, wanted, index[who], repr(row.prompt)))
     return found
 
 

@@ -46,6 +46,8 @@ def evaluate_reward(options: Reward) -> int:
         ValueError: a judge, file or column that cannot be used.
         Failed: a judge raised, or returned what is no score.
     """
+    from transformers.utils import logging
+
     from lm_gym.cli.errors import Failed
     from lm_gym.judged_pairs import judge_pairs
     from lm_gym.preferences import load_preferences
@@ -54,6 +56,7 @@ def evaluate_reward(options: Reward) -> int:
     from lm_gym.reward_page import write_page
     from lm_gym.rewards import RewardModelError, load_reward_model
 
+    logging.disable_progress_bar()  # a bar for the two files of a small model
     if options.threads is not None:
         import torch
 

@@ -43,9 +43,11 @@ def run_training(args: Sequence[str]) -> int:
         Refused: an option or a file that the user can put right. Failed: a loss that is no number.
     """
     import torch
+    from transformers.utils import logging
 
     from lm_gym.preferences import load_preferences, load_rankings
 
+    logging.disable_progress_bar()  # a bar for the two files of a small model
     with refusing():
         options = tyro.cli(
             TrainRewardModel,
