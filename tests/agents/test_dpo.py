@@ -187,6 +187,8 @@ def test_formats_of_pairs(kind: str, tmp_path: Path) -> None:
     assert exact_runs.learn(agent, 60)[-1]["rewards/margins"] > 0.01
     named = agent.config.pairs
     assert named.startswith("live data ") if kind in ("list", "dataset", "chat") else named == str(source)
+    if kind in ("jsonl", "csv"):  # a file is read again by its name
+        assert exact_runs.learn(DPO.load(tmp_path / "run", small_env()), 30)[-1]["rewards/margins"] > 0.01
     row = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
     assert {"prompt", "completion", "other", "label"} <= set(row)
 
