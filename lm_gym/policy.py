@@ -163,7 +163,7 @@ class Policy(nn.Module):
         head = self.critic.head if self.critic is not None else self.value_head
         assert head is not None
         with torch.no_grad():
-            head.bias += by
+            head.bias.add_(by)
 
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Values (...) of hidden states (..., d) by the shared head."""
