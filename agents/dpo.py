@@ -137,6 +137,7 @@ class DPO(LMAgent):
 
     config_class: ClassVar[type[DPOConfig]] = DPOConfig
     name: ClassVar[str] = "dpo"
+    extra_groups: ClassVar[tuple[str, ...]] = ("examples",)
     config: DPOConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

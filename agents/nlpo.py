@@ -21,7 +21,6 @@ Defaults: p = .95, a new mask every 10 updates, the rest as PPO.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,6 +31,7 @@ from lm_gym.advantages import gae, whiten
 from lm_gym.agent import LMAgent
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import GenerationParams, restrict, top_p_ids
+from lm_gym.models import CausalLM
 from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit, surrogate, value_error
 from lm_gym.rollout import Rollout
 from lm_gym.values import centred
@@ -152,15 +152,5 @@ class NLPO(LMAgent):
         logits: torch.Tensor = lm.head(torch.eye(n_states)) / self.mdp.temperature
         return logits
 
-    # ---- keeping -------------------------------------------------------------------------------------------------
-
-    def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        return {"lagged": dict(self.lagged.named_parameters())}
-
-    def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        own = dict(self.lagged.named_parameters())
-        if set(groups.get("lagged", {})) != set(own):
-            raise ValueError("checkpoint expected the lagged copy of the policy in lagged.safetensors")
-        with torch.no_grad():
-            for key, p in own.items():
-                p.copy_(groups["lagged"][key])
+    def copies(self) -> dict[str, CausalLM]:
+        return {**super().copies(), "lagged": self.lagged}

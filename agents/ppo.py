@@ -114,4 +114,4 @@ class PPO(LMAgent):
 
     def load_extra_state(self, state: Any) -> None:
         if self.ptx is not None:
-            self.ptx.order.left = list(state["ptx_order"])
+            self.ptx.order.restore(state["ptx_order"])

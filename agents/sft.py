@@ -96,4 +96,4 @@ class SFT(LMAgent):
         return {"data_order": self.order.left}
 
     def load_extra_state(self, state: Any) -> None:
-        self.order.left = list(state["data_order"])
+        self.order.restore(state["data_order"])

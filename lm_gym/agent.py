@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -13,15 +12,17 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import agent_state, collect, measures
+from lm_gym import agent_state, blame, checkpoints, collect, env_state, measures
 from lm_gym.adam import Adam32
 from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
 from lm_gym.evaluation import Drawn, measure
+from lm_gym.guard import Guard, Watch
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt, load_prompts
@@ -58,6 +59,8 @@ class LMAgent:
     """Whether there are weights to move; otherwise the policy is the model that policies start from."""
     step_scale: ClassVar[float] = 1.0
     """How many times the model's own step size is the default: above 1 where few optimizer steps follow a rollout."""
+    extra_groups: ClassVar[tuple[str, ...]] = ()
+    """The groups that :meth:`extra_tensors` may have."""
 
     def __init__(self, env: Any, **config: Any) -> None:
         self.config = make_config(self.config_class, config, type(self).__name__)
@@ -95,6 +98,13 @@ class LMAgent:
         self._actor: CachedLM | None = None
         self._schedule = (0, 1)
         self.score_scale: tuple[float, float] | None = None
+        self.step_size_factor = 1.0
+        """What the schedule's step size is multiplied with: halved where the guard takes the policy back."""
+        self.last: Update | None = None
+        """The newest update."""
+        self.watch: Watch | None = None
+        self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
+        self.unknown_wrappers: list[str] = []
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
@@ -156,6 +166,7 @@ class LMAgent:
         rollout = Rollout.from_completions(
             completions, scored, pad_id=self.policy.lm.pad_id, min_new_tokens=self.mdp.min_new_tokens
         )
+        blame.check_rollout(rollout)
         metrics = self.describe(rollout)
         if self.policy.critic is not None:
             rollout.values = critic_values(self.policy, rollout)
@@ -195,7 +206,7 @@ class LMAgent:
             "linear": 1.0 - self.progress,
             "cosine": 0.5 * (1.0 + math.cos(math.pi * self.progress)),
         }[self.config.lr_schedule]
-        return self.base_lr * left
+        return self.base_lr * left * self.step_size_factor
 
     def learn(
         self: Self,
@@ -205,7 +216,9 @@ class LMAgent:
         trackers: Sequence[str] = ("csv", "jsonl"),
         progress: bool = False,
         save_every: int | None = None,
+        keep_checkpoints: int | None = checkpoints.KEEP,
         resume: bool = False,
+        guard: Guard | None = None,
         run_config: Mapping[str, Any] | None = None,
         callback: Callable[[Any, dict[str, float]], bool | None] | None = None,
     ) -> Self:
@@ -215,12 +228,21 @@ class LMAgent:
             out: the run's folder: config, metrics, samples, checkpoints; None: nothing is written.
             trackers: see :class:`lm_gym.tracking.Tracker`. progress: draw progress on the terminal.
             save_every: updates between checkpoints; None: one at the end.
-            resume: go on in the schedule of a loaded checkpoint: ``total_tokens`` counts from where that one began.
+            keep_checkpoints: how many of them stay, the newest; None: all.
+            resume: go on in the schedule of a loaded checkpoint: ``total_tokens`` counts from where that one began. An
+                agent without updates, whose run was stopped before its first checkpoint, begins again.
+            guard: when to evaluate the policy and take it back, :class:`lm_gym.guard.Guard`; None: never.
             run_config: what ``config.yaml`` holds beside the agent's fields.
             callback: called after every update with the agent and its metrics; returning False stops the training.
         """
         if isinstance(total_tokens, bool) or total_tokens < 1:
             raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
+        if keep_checkpoints is not None and keep_checkpoints < 1:
+            raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
+        if resume:
+            env_state.refuse_unknown(self.unknown_wrappers)
+            if self.saved_guard is not None and guard is None:
+                raise ValueError("the checkpoint was made under a guard: resume=True expected guard= again")
         if self.updates == 0:
             prepare_reward_model(self.mdp.reward_model, self.mdp)
         self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
@@ -232,23 +254,38 @@ class LMAgent:
             trackers=tuple(t for t in trackers if out is not None or t not in ("csv", "jsonl")),
             total=sum(self._schedule),
             quiet=not progress,
-            resume=self.updates > 0,
+            resume=resume or self.updates > 0,
         )
         with tracker:
-            if out is not None and self.updates > 0:
+            if out is not None and (resume or self.updates > 0):
                 tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
+                checkpoints.rewind(out, self.updates)
+            self.watch = None if guard is None else Watch(self, guard, self.saved_guard if resume else None)
+            saved = None
             while self.progress < 1.0:
-                done = self._advance()
+                try:
+                    done = self._advance()
+                except blame.Suspect as error:
+                    tracker.note(blame.answer(self, error, out))
+                    continue
                 metrics = done.metrics
+                if self.watch is not None:
+                    metrics |= self.watch.after_update(note=tracker.note)
                 tracker.log(metrics, step=self.updates, tokens=self.tokens)
                 tracker.samples(done.samples, self.updates)
                 if out is not None and save_every and self.updates % save_every == 0:
-                    self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
+                    saved = self._keep(out, keep_checkpoints)
                 if callback is not None and callback(self, metrics) is False:
                     break
-        if out is not None:
-            self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
+        if out is not None and saved != self.updates:
+            self._keep(out, keep_checkpoints)
         return self
+
+    def _keep(self, out: str | Path, keep: int | None) -> int:
+        """A checkpoint in a run's folder, and old ones out of it; its number."""
+        self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
+        checkpoints.prune(out, keep)
+        return self.updates
 
     def run_info(self) -> dict[str, Any]:
         """Seed, versions, git revision, command, and the hashes of reference and reward model, for ``config.yaml``."""
@@ -273,6 +310,9 @@ class LMAgent:
             group["lr"] = lr
         logged = {"kl_coef": self.kl_coef, "lr": lr}
         done = self.one_update()
+        for key, value in done.metrics.items():
+            if not math.isfinite(value):
+                raise blame.Suspect(f"{key} expected finite, got {value}")
         update_reward_model(self.mdp.reward_model, done.metrics)
         self.updates += 1
         self.engine.update_weights(self.policy.lm, self.updates)
@@ -280,12 +320,7 @@ class LMAgent:
         self.episodes += done.texts
         rate = done.tokens / (time.perf_counter() - started)
         done.metrics = logged | done.metrics | {"episode": self.episodes, "perf/tokens_per_second": rate}
-        for key, value in done.metrics.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{key} became {value} in update {self.updates}; the last checkpoint is as it was. "
-                    "Lower learning_rate, or look at the samples of the updates before"
-                )
+        self.last = done
         return done
 
     # ---- acting --------------------------------------------------------------------------------------------------
@@ -374,6 +409,11 @@ class LMAgent:
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
+    def copies(self) -> dict[str, CausalLM]:
+        """Models that follow the policy, by name: kept in checkpoints, and taken back with it by a guard."""
+        control = self.kl_control
+        return {} if control is None or control.ema is None else {"ema": control.ema}
+
     def extra_state(self) -> dict[str, Any]:
         """What an algorithm adds to ``state.json``."""
         return {}
@@ -401,14 +441,10 @@ class LMAgent:
         """
         return agent_state.load(cls, folder, env, overrides)
 
-    def save_pretrained(self, folder: str | Path, *, merge: bool = True) -> Path:
-        """Write the policy as a plain ``transformers`` folder with its tokenizer; LoRA merged, or as an adapter."""
-        model = getattr(self.policy.lm, "model", None)
-        if model is None:
-            raise ValueError(f"save_pretrained expected a transformers policy, got {type(self.policy.lm).__name__}")
-        if merge and hasattr(model, "merge_and_unload"):
-            model = copy.deepcopy(model).merge_and_unload()
-        folder = Path(folder)
-        model.save_pretrained(folder)
-        self.policy.lm.tokenizer.save_pretrained(folder)
-        return folder
+    def save_pretrained(
+        self, folder: str | Path, *, merge: bool = True, run: str | Path | None = None, push_to_hub: str | None = None
+    ) -> Path:
+        """Write the policy as a plain ``transformers`` folder: :func:`lm_gym.export.save_pretrained`."""
+        from lm_gym.export import save_pretrained
+
+        return save_pretrained(self, folder, merge=merge, run=run, push_to_hub=push_to_hub)

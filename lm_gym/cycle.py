@@ -17,6 +17,12 @@ class Cycle:
         self.left: list[int] = []
         """What the running round still has; a checkpoint keeps it."""
 
+    def restore(self, left: list[int]) -> None:
+        """Take back what a checkpoint kept of ``left``."""
+        if not isinstance(left, list) or not all(type(i) is int and 0 <= i < self.n for i in left):
+            raise ValueError(f"the order of {self.n} items expected numbers from 0 to {self.n - 1}, got {left!r:.60}")
+        self.left = list(left)
+
     def take(self, count: int) -> list[int]:
         """The next ``count`` indices."""
         while len(self.left) < count:

@@ -92,9 +92,9 @@ class ExampleSource:
         if self.examples is None:
             if self._fixed == len(saved.get("labels", ())):
                 self._take(Examples.from_tensors(saved))
-                self.order.left = list(state["order"])
+                self.order.restore(state["order"])
         elif self.examples.fingerprint() == state["examples"]:
-            self.order.left = list(state["order"])
+            self.order.restore(state["order"])
             self.examples.ref_logprobs = saved["ref_logprobs"].clone()
         else:
             warnings.warn(

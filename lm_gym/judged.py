@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from lm_gym import collect
+from lm_gym import blame, collect
 from lm_gym.forward import pad_texts, token_logprobs
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
@@ -159,6 +159,7 @@ def draw(agent: LMAgent, lm: CausalLM, prompts: Sequence[Prompt], *, hidden: boo
     texts = Rollout.from_completions(
         completions, scored, pad_id=mdp.reference.pad_id, min_new_tokens=mdp.min_new_tokens
     )
+    blame.check_rollout(texts)
     if agent.wrappers:
         texts.rewards = texts.rewards - beta * (texts.logprobs - scored.ref_logprobs)
     return texts, {f"reward/{name}": number for name, number in scored.metrics.items()}
@@ -209,6 +210,7 @@ def descend(
         total += float(value.detach())
         found.append(logps.detach().cpu())
     norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), agent.config.max_grad_norm)
+    blame.check_gradient(float(norm), batch.texts)
     agent.optimizer.step()
     agent.optimizer.zero_grad(set_to_none=True)
     return {"loss/preference_avg": total, "grad/norm": float(norm)}, torch.cat(found)

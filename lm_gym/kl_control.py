@@ -134,17 +134,3 @@ class KLControl:
         if self.adaptive is not None and state:
             self.adaptive.load_state_dict(dict(state))
             self.agent.kl_coef = self.adaptive.value
-
-    def tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The slow copy, for a checkpoint."""
-        return {} if self.ema is None else {"ema": dict(self.ema.named_parameters())}
-
-    def load_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        if self.ema is None:
-            return
-        slow = dict(self.ema.named_parameters())
-        if set(groups.get("ema", {})) != set(slow):
-            raise ValueError("checkpoint expected the slow copy of the policy in ema.safetensors")
-        with torch.no_grad():
-            for key, p in slow.items():
-                p.copy_(groups["ema"][key])

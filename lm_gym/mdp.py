@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
+from lm_gym.export import warn_of_origin
 from lm_gym.forward import by_length, pad_rows, pad_texts, response_hidden, token_logprobs
 from lm_gym.models import CausalLM, load_model
 from lm_gym.prompts import Prompt, load_prompts
@@ -117,6 +118,8 @@ class AlignmentMDP:
             what="model" if reference is None else "reference",
         ).freeze()
         self.shares_model = reference is None
+        if reference is None:
+            warn_of_origin(model)
         self._model, self._tokenizer = model, tokenizer
         vocab = self.reference.vocab_size
         self.top_k = None if top_k is None else _integer("top_k", top_k, 1, vocab)

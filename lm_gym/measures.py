@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_gym import kl
+from lm_gym import blame, kl
 from lm_gym.advantages import group_std
 from lm_gym.losses import entropy
 from lm_gym.mdp import HEAD_NUMBERS, AlignmentMDP
@@ -41,6 +41,7 @@ def describe(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> dict[str, flo
     assert rollout.scores is not None and rollout.ref_logprobs is not None
     mask, lengths = rollout.response_mask, rollout.lengths.float()
     kls, entropies = distributions(rollout, lm, mdp)
+    blame.check_kl(rollout, kls)
     k1 = (rollout.logprobs - rollout.ref_logprobs) * mask
     returns = rollout.rewards.sum(-1)
     ended = [r in ("eos", "stop") for r in rollout.finish_reasons or []]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lm_gym import blame
 from lm_gym.agent_config import AgentConfig
 from lm_gym.forward import token_logprobs
 from lm_gym.losses import policy_loss, value_loss, weights
@@ -175,6 +176,7 @@ def fit(
                 stats[-1] |= beside(len(index))
             norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), c.max_grad_norm)
             stats[-1]["grad/norm"] = float(norm)
+            blame.check_gradient(float(norm), rollout.select(index))
             agent.optimizer.step()
             agent.optimizer.zero_grad(set_to_none=True)
     agent.kl_control.after_update(rollout if collected is None else collected)
@@ -210,11 +212,15 @@ def gradient(
         more, kl_stats = agent.kl_control.in_the_loss(batch)
         (value if more is None else value + more).backward()  # type: ignore[no-untyped-call]
         stats = stats | kl_stats | _ratios(batch)
-        if first:
-            _check_ratio(agent, batch, c.ratio_tolerance)
+        numbers: dict[str, float] = {}
         for key, number in zip(stats, torch.stack([x.detach().float() for x in stats.values()]).tolist(), strict=True):
             worst = key == "val/first_ratio_error"
+            numbers[key] = number
             total[key] = max(total.get(key, 0.0), number) if worst else total.get(key, 0.0) + number
+        tolerance = max(c.ratio_tolerance, 0.5) if agent.policy.lm.dtype != torch.float32 else c.ratio_tolerance
+        blame.check_minibatch(batch, numbers, mismatch=blame.MISMATCH * tolerance if first else None)
+        if first:
+            _check_ratio(agent, batch, tolerance)
     return total
 
 
@@ -229,8 +235,6 @@ def _ratios(batch: Minibatch) -> Stats:
 
 def _check_ratio(agent: LMAgent, batch: Minibatch, tolerance: float) -> None:
     """Before the first step old and new log-probs are of the same weights: they must be equal up to rounding."""
-    if agent.policy.lm.dtype != torch.float32:
-        tolerance = max(tolerance, 0.5)
     new = batch.logprobs.detach()
     error = (new - batch.old_logprobs).abs()
     if float(error.max()) <= tolerance:

@@ -214,7 +214,7 @@ def test_load_refuses_what_does_not_fit(tmp_path: Path) -> None:
     state = json.loads((at / "state.json").read_text())
     del state["rng"]
     (at / "state.json").write_text(json.dumps(state))
-    with pytest.raises(ValueError, match="'rng'"):
+    with pytest.raises(ValueError, match=r"state\.json is damaged: its contents are not those that were saved"):
         PPO.load(at, env)
     (at / "state.json").write_text("{")
     with pytest.raises(ValueError, match=r"state\.json is damaged"):
