@@ -80,7 +80,7 @@ def _probes(results: Mapping[str, Any]) -> Iterator[str]:
 def _rest(results: Mapping[str, Any]) -> Iterator[str]:
     calibration = results["calibration"]
     if calibration["ece"] > ECE and calibration["ece_after_gain"] < calibration["ece"]:
-        sure = "too sure of itself" if calibration["gain"] < 1 else "not sure enough"
+        sure = "too sure" if calibration["gain"] < 1 else "not sure enough"
         yield (
             f"Calibration: read as nats, the scores are {sure} (ECE {calibration['ece']:.3f}). Multiplied by "
             f"{calibration['gain']:.3g} they have {calibration['ece_after_gain']:.3f}. Orders do not change; KL "

@@ -16,6 +16,11 @@ from lm_gym.runinfo import write_atomically
 from lm_gym.svg_chart import line_chart
 
 MOST_DOTS = 400
+SAID = {
+    "better": "The annotator took the better one.",
+    "worse": "The annotator took the worse one.",
+    "tie": "The annotator called it a tie.",
+}
 Results = Mapping[str, Any]
 
 
@@ -264,7 +269,7 @@ def _mistakes(results: Results) -> str:
             head = f'<p class="scores"><b>{name}</b>{"".join(numbers)}</p>'
             sides.append(f'<div class="side {css}">{head}<p class="text" dir="auto">{text}</p></div>')
         prompt = f'<p class="prompt" dir="auto">{safe(row["prompt"])}</p>'
-        said = f'<p class="note">The annotator said: {row["label"]}.</p>'
+        said = f'<p class="note">{SAID[row["label"]]}</p>'
         blocks.append(f'<article>{prompt}<div class="sides">{"".join(sides)}</div>{said}</article>')
     note = "The pairs that it orders most confidently the wrong way round, as the gold (or else the label) has it."
     body = "".join(blocks) or '<p class="note">None.</p>'

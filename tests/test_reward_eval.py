@@ -196,7 +196,7 @@ def test_a_judge_that_knows_nothing_is_below_the_ceiling_and_one_too_sure_is_not
     worst = results["mistakes"][0]
     assert worst["gold_better"] > worst["gold_worse"] and worst["score_better"] < worst["score_worse"]
     sure, _ = evaluated(lambda completions, prompts, **_: [10 * s for s in noisy_gold(completions, prompts)])
-    assert about(sure, "too sure of itself")
+    assert about(sure, "too sure")
 
 
 def test_leaks_kinds_distance_policy_and_ensembles():
