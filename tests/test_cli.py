@@ -23,9 +23,9 @@ from lm_gym.agents.ppo import PPO, PPOConfig
 from lm_gym.cli import doctor, main, options
 from lm_gym.cli import train as training
 from lm_gym.cli.errors import Interrupt, Refused
-from lm_gym.cli.evaluate import split_prompts, spread
 from lm_gym.cli.listing import ENVIRONMENTS
 from lm_gym.cli.options import ProblemOptions, parse_train
+from lm_gym.held_out import split_prompts, spread
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.prompts import Prompt
 from lm_gym.tracking import read_jsonl

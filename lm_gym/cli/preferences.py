@@ -100,7 +100,7 @@ def _gold(options: Preferences) -> str:
 
 
 def _prompts(options: Preferences, lm: Any) -> tuple[list[Prompt], list[Prompt]]:
-    from lm_gym.cli.evaluate import split_prompts
+    from lm_gym.held_out import split_prompts
     from lm_gym.prompts import load_prompts
 
     room = max(1, lm.max_positions - options.max_new_tokens)
