@@ -15,7 +15,12 @@ KTO does not end at the optimum. On a single prompt the mismatched texts are dra
 mean log-ratio is −KL(π_ref‖π) ≤ 0: z_0 is 0, and what is minimised is the reference's mean of −(2d − 1)·σ(β·r), with
 d the probability that a text is good. Texts with d < ½ end with probability 0, the others at
 (2d − 1)·β·σ'(β·r) = μ·exp(r). ``lm_gym.exact.kto_endpoint`` solves it (by bisection in r and μ): on the worked example
-regret .1644, E[R] 1.848, KL .918; with hard labels .2133. RESULTS
+regret .1644, E[R] 1.848, KL .918; with hard labels .2133.
+
+The default step size is four times that of other agents: the loss is flat where a text is far from z_0, and the texts
+that end with probability 0 get there slowly. On the worked example 100,000 tokens of the default configuration end
+at regret .158 in the mean of 5 seeds (.149 to .162), with .0016 to .0045 nats from the end point's policy to theirs: at
+an end point that is not the optimum the noise of 41,000 texts moves the regret by about .005 a run.
 """
 
 from __future__ import annotations
@@ -40,8 +45,6 @@ class KTOConfig(AgentConfig):
 
     batch_size: int = 32
     """Texts an update."""
-    learning_rate: float | None = None
-    """Adam's step size; None: four times what other agents take, as the loss is flat where texts are far from z_0."""
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     feedback: str | None = None
@@ -84,6 +87,8 @@ class KTO(LMAgent):
 
     config_class: ClassVar[type[KTOConfig]] = KTOConfig
     name: ClassVar[str] = "kto"
+    step_scale: ClassVar[float] = 4.0
+    extra_groups: ClassVar[tuple[str, ...]] = ("examples",)
     config: KTOConfig
 
     def __init__(self, env: Any, **config: Any) -> None:
@@ -107,8 +112,6 @@ class KTO(LMAgent):
                 "texts_per_prompt expected at least 2, batch_size a multiple of it, n_texts 0 or a multiple of at "
                 f"least batch_size, got {k}, {c.batch_size} and {c.n_texts}"
             )
-        if c.learning_rate is None:
-            self.base_lr *= 4
         self.source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
         c.feedback = self.source.name
 
