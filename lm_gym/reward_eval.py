@@ -70,6 +70,11 @@ def evaluate(
         missing.append("the trained policy's own samples (--policy-data)")
     if len(judged.members) == 1:
         missing.append("agreement between ensemble members (several --reward)")
+    probes, by_kind = _probes(judged, tokenizer), _by_kind(judged, kind)
+    if not probes:
+        missing.append("probes (made for texts, and these are conversations)")
+    if by_kind is None:
+        missing.append("kinds of prompt (--by names their column)")
     results: Results = {
         "judge": [reward_model_name(judge) for judge in judged.judges],
         "pairs": len(judged.preferences),
@@ -77,10 +82,10 @@ def evaluate(
         "accuracy": _accuracies(judged),
         "calibration": _calibration(judged),
         "biases": _biases(judged),
-        "probes": _probes(judged, tokenizer),
+        "probes": probes,
         "by_difference": _by_difference(judged),
         "by_novelty": None if train is None else _by_novelty(judged, train),
-        "by_kind": _by_kind(judged, kind),
+        "by_kind": by_kind,
         "policy": None if policy is None else _policy(judged, policy),
         "data": {"which": "held-out", **coverage(judged.preferences)}
         if train is None

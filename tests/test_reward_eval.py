@@ -250,3 +250,19 @@ def test_the_command(tmp_path, capsys):
     assert "reads token ids: give a tokenizer" in capsys.readouterr().err
     assert main(["reward", "eval", "--reward", "tiny-sentiment", "--by", "colour", *flags]) == 2
     assert "kind expected a column of the pairs, got 'colour'" in capsys.readouterr().err
+
+
+def test_conversations_are_measured_but_not_probed():
+    def message(text):
+        return [{"role": "assistant", "content": text}]
+
+    prompt = [{"role": "user", "content": "Hello"}]
+    pairs = [
+        Preference(prompt, message("good day"), message("go")),
+        Preference(prompt, message("hi"), message("no, no")),
+    ]
+    judged = judge_pairs(pairs, [lambda completions, **_: [len(c[0]["content"]) for c in completions]])
+    results = evaluate(judged)
+    assert results["accuracy"]["judge"].value == 0.5 and results["probes"] == []
+    assert any("these are conversations" in line for line in results["missing"])
+    assert results["mistakes"][0]["better"] == "hi"
