@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import agent_state, blame, checkpoints, collect, env_state, measures
+from lm_gym import agent_state, blame, checkpoints, collect, measures
 from lm_gym.adam import Adam32
 from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
@@ -28,7 +28,7 @@ from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_reward_model
 from lm_gym.rollout import Rollout
-from lm_gym.runinfo import run_info
+from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
 from lm_gym.values import critic_values, values_after
 
@@ -105,6 +105,7 @@ class LMAgent:
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
+        self.other_prompts = False
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
@@ -216,7 +217,7 @@ class LMAgent:
         trackers: Sequence[str] = ("csv", "jsonl"),
         progress: bool = False,
         save_every: int | None = None,
-        keep_checkpoints: int | None = checkpoints.KEEP,
+        keep_checkpoints: int | None = KEEP_CHECKPOINTS,
         resume: bool = False,
         guard: Guard | None = None,
         run_config: Mapping[str, Any] | None = None,
@@ -240,9 +241,7 @@ class LMAgent:
         if keep_checkpoints is not None and keep_checkpoints < 1:
             raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
         if resume:
-            env_state.refuse_unknown(self.unknown_wrappers)
-            if self.saved_guard is not None and guard is None:
-                raise ValueError("the checkpoint was made under a guard: resume=True expected guard= again")
+            agent_state.check_resume(self, guard is not None)
         if self.updates == 0:
             prepare_reward_model(self.mdp.reward_model, self.mdp)
         self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))

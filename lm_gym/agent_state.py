@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 Agent = TypeVar("Agent", bound="LMAgent")
 Groups = dict[str, dict[str, torch.Tensor]]
 STATE_KEYS = (
-    *("agent", "config", "tokens", "episodes", "updates", "order", "kl_coef", "step_size_factor", "schedule"),
+    *(
+        "agent",
+        "config",
+        "tokens",
+        "episodes",
+        "updates",
+        "prompts",
+        "order",
+        "kl_coef",
+        "step_size_factor",
+        "schedule",
+    ),
     *("engine_rng", "rng", "env", "reference", "score_scale", "kl_control", "reward_model", "guard", "extra"),
 )
 """What ``state.json`` of a checkpoint must hold, and nothing else."""
@@ -97,6 +108,7 @@ def save(agent: LMAgent, folder: str | Path) -> Path:
         "tokens": agent.tokens,
         "episodes": agent.episodes,
         "updates": agent.updates,
+        "prompts": agent.mdp.prompts_hash,
         "order": agent.prompt_order.left,
         "kl_coef": agent.kl_coef,
         "step_size_factor": agent.step_size_factor,
@@ -148,7 +160,10 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     agent.score_scale = None if scale is None else (float(scale[0]), float(scale[1]))
     load_reward_state(agent.mdp.reward_model, state["reward_model"])
     try:
-        agent.prompt_order.restore(state["order"])
+        if state["prompts"] == agent.mdp.prompts_hash:
+            agent.prompt_order.restore(state["order"])
+        else:  # to draw texts, as `lm-gym sample` does, other prompts will do
+            agent.other_prompts = True
         checkpoints.set_generator_state(agent.engine.generator, state["engine_rng"])
         checkpoints.set_generator_state(agent.generator, state["rng"])
         _load_env(agent, state["env"])
@@ -195,7 +210,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
     fine = {
         **{key: count(state[key]) for key in ("tokens", "episodes", "updates")},
         **{key: isinstance(state[key], dict) for key in ("config", "extra")},
-        **{key: isinstance(state[key], str) for key in ("engine_rng", "rng", "reference")},
+        **{key: isinstance(state[key], str) for key in ("engine_rng", "rng", "reference", "prompts")},
         **{key: state[key] is None or isinstance(state[key], dict) for key in ("env", "kl_control", "reward_model")},
         "guard": state["guard"] is None or isinstance(state["guard"], dict),
         "kl_coef": numbers([state["kl_coef"]], 1) and state["kl_coef"] >= 0,
@@ -205,3 +220,20 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
     }
     if wrong := [key for key, ok in fine.items() if not ok]:
         raise ValueError(f"checkpoint {path}: state.json has {wrong[0]}={state[wrong[0]]!r:.60}, which no agent saves")
+
+
+def check_resume(agent: LMAgent, guarded: bool) -> None:
+    """Whether a loaded agent can go on as if nothing had happened.
+
+    Raises:
+        ValueError: it cannot, behind a wrapper whose state is lost, or without the guard that it had.
+    """
+    env_state.refuse_unknown(agent.unknown_wrappers)
+    if agent.saved_guard is not None and not guarded:
+        raise ValueError("the checkpoint was made under a guard: resume=True expected guard= again")
+    if agent.other_prompts:
+        warnings.warn(
+            "the environment's prompts are not those of the checkpoint: a new round of them begins, and the run is not "
+            "the one that it would have been",
+            stacklevel=3,
+        )

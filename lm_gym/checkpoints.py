@@ -23,8 +23,6 @@ from safetensors.torch import load_file, save_file
 STATE = "state.json"
 INTEGRITY = "integrity"
 """The key of ``state.json`` that holds the hashes."""
-KEEP = 3
-"""How many checkpoints of a run are kept, unless asked otherwise."""
 
 
 def save(folder: str | Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any]) -> Path:
@@ -179,13 +177,13 @@ def latest(run: str | Path) -> Path:
     run = Path(run)
     if (run / STATE).is_file():
         return run
-    found = _of(run)
+    found = numbered(run)
     if not found:
         raise ValueError(f"expected a run's folder with checkpoints/step-N, or a checkpoint, got {str(run)!r}")
     return found[max(found)]
 
 
-def _of(run: Path) -> dict[int, Path]:
+def numbered(run: Path) -> dict[int, Path]:
     """The finished checkpoints of a run by their number of updates."""
     for left in (run / "checkpoints").glob(".step-*.old"):
         recover(left.with_name(left.name.removeprefix(".").removesuffix(".old")))
@@ -200,7 +198,7 @@ def _of(run: Path) -> dict[int, Path]:
 def rewind(run: str | Path, step: int) -> None:
     """Remove what a run that goes on from ``step`` would contradict: later checkpoints, and half-written ones."""
     run = Path(run)
-    for number, path in _of(run).items():
+    for number, path in numbered(run).items():
         if number > step:
             _remove(path)
     for left in (run / "checkpoints").glob(".step-*"):
@@ -209,7 +207,7 @@ def rewind(run: str | Path, step: int) -> None:
 
 def prune(run: str | Path, keep: int | None) -> None:
     """Remove all but the newest ``keep`` checkpoints of a run; None keeps all."""
-    found = _of(Path(run))
+    found = numbered(Path(run))
     for number in [] if keep is None else sorted(found)[:-keep]:
         _remove(found[number])
 

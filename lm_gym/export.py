@@ -54,6 +54,8 @@ def save_pretrained(
     Raises:
         ValueError: the policy is no ``transformers`` model, or the folder holds something else.
     """
+    from lm_gym.models import quiet
+
     model = getattr(agent.policy.lm, "model", None)
     if model is None:
         raise ValueError(f"save_pretrained expected a transformers policy, got {type(agent.policy.lm).__name__}")
@@ -73,7 +75,8 @@ def save_pretrained(
     else:
         model = model if adapter else copy.copy(model)
         model.generation_config = generation
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     agent.policy.lm.tokenizer.save_pretrained(folder)
     _save_values(agent, folder / VALUE_HEAD)
     facts = about(agent, run)
@@ -124,7 +127,7 @@ def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
     from lm_gym.tracking import read_jsonl
 
     mdp = agent.mdp
-    last, samples, command = agent.last, [], current_command()
+    last, samples, command, top_k = agent.last, [], current_command(), mdp.top_k
     reward = reward_model_name(mdp.reward_model)
     hashes: Mapping[str, Any] = {
         "reference": mdp.reference.fingerprint(),
@@ -139,6 +142,7 @@ def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
         info = config.get("run") or {}
         command, hashes = info.get("command", command), {**hashes, **(info.get("hashes") or {})}
         reward = config.get("reward_model", reward)
+        top_k = config.get("top_k")
         metrics = _newest(read_jsonl(Path(run) / "metrics.jsonl"), agent.updates)
         path = Path(run) / "samples.jsonl"
         rows = [r for r in read_jsonl(path) if r.get("step", 0) <= agent.updates] if path.exists() else []
@@ -155,7 +159,7 @@ def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
         "max_new_tokens": mdp.max_new_tokens,
         "min_new_tokens": mdp.min_new_tokens,
         "stop": list(mdp.stop),
-        "top_k": mdp.top_k,
+        "top_k": top_k,
         "updates": agent.updates,
         "tokens": agent.tokens,
         "command": command,
@@ -260,8 +264,8 @@ def warn_of_origin(model: Any) -> None:
     found = origin(model)
     if found is not None:
         warnings.warn(
-            f"model {str(model)!r} was aligned before, against {found.get('reference')!r}: without reference= it is its "
-            "own reference, and the KL starts again from zero",
+            f"model {str(model)!r} was aligned before, against {found.get('reference')!r}: without reference= it is "
+            "its own reference, and the KL starts again from zero",
             stacklevel=4,
         )
 

@@ -9,9 +9,11 @@ rewards for the same tokens.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -181,6 +183,11 @@ class AlignmentMDP:
             temperature=self.temperature,
             top_k=self.top_k,
         )
+
+    @cached_property
+    def prompts_hash(self) -> str:
+        """16 hexadecimal digits of all prompts' tokens in their order."""
+        return hashlib.sha256(repr([p.token_ids for p in self.prompts]).encode()).hexdigest()[:16]
 
     def draw_prompt(self, rng: np.random.Generator) -> Prompt:
         """One prompt, uniformly."""

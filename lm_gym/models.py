@@ -301,7 +301,7 @@ def load_model(
             raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     try:
-        with _quiet():
+        with quiet():
             loaded = AutoModelForCausalLM.from_pretrained(source, dtype=precision, **extra)
     except (OSError, ValueError, KeyError, ImportError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -314,8 +314,8 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar that transformers draws for every load."""
+def quiet() -> Iterator[None]:
+    """Without the progress bars that transformers draws for every load and save."""
     from transformers.utils import logging
 
     shown = logging.is_progress_bar_enabled()

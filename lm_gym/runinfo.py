@@ -23,6 +23,9 @@ PACKAGES = (
 )
 """Distributions whose version can move a number; those not installed are left out."""
 
+KEEP_CHECKPOINTS = 3
+"""How many checkpoints of a run are kept, unless asked otherwise. (Here the command line finds it without torch.)"""
+
 _CREDENTIALS_IN_URL = re.compile(r"://[^/@\s]+@")
 
 

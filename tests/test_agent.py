@@ -322,7 +322,9 @@ def test_save_pretrained_is_a_plain_model_with_the_agents_greedy_tokens(
                 pad_token_id=0,
             )
         assert out[0, ids.shape[1] :].tolist() == completion.tokens
-    again = PPO(LMAlignEnv(mdp=problem_with_folder(folder)), **SMALL)
+    with pytest.warns(UserWarning, match="was aligned before, against 'llama|gpt2'.*starts again from zero"):
+        mdp = problem_with_folder(folder)
+    again = PPO(LMAlignEnv(mdp=mdp), **SMALL)
     assert again.generate(["abc"], greedy=True) == agent.generate(["abc"], greedy=True)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `lm-gym demo | train <agent> | sample | ls | serve-reward | annotate | doctor`.
+"""The command line: `lm-gym demo | train <agent> | sample | export | replay | ls | serve-reward | annotate | doctor`.
 
 Flags are made by tyro from dataclasses, so that every field has one, with its docstring as help. Exit codes: 0 done,
 1 a run that broke off (or `doctor` found something broken), 2 something that the user can put right, 130 stopped by
@@ -16,6 +16,7 @@ import tyro
 
 from lm_gym.cli.demo import Demo
 from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
+from lm_gym.cli.export import Export, Replay
 from lm_gym.cli.options import agent_names, parse_train
 from lm_gym.cli.preferences import Preferences
 from lm_gym.cli.reward_eval import Reward
@@ -89,6 +90,8 @@ Command = (
     | Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Ls, tyro.conf.subcommand("ls")]
+    | Annotated[Export, tyro.conf.subcommand("export")]
+    | Annotated[Replay, tyro.conf.subcommand("replay")]
     | Annotated[ServeReward, tyro.conf.subcommand("serve-reward")]
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
@@ -159,6 +162,16 @@ def run(args: Sequence[str]) -> int:
         from lm_gym.cli.listing import ls
 
         return ls(command.what)
+    if isinstance(command, Export):
+        from lm_gym.cli.export import export
+
+        with refusing():
+            return export(command)
+    if isinstance(command, Replay):
+        from lm_gym.cli.export import replay
+
+        with refusing():
+            return replay(command)
     if isinstance(command, ServeReward):
         from lm_gym.cli.serve_reward import serve_reward
 

@@ -17,6 +17,9 @@ PROBLEM: dict[str, Any] = {"kl_coef": 0.05, "max_new_tokens": 32}
 AGENT: dict[str, Any] = {"epochs": 2}
 """Half of PPO's default: most of the time goes into gradient steps (14 of 20 s an update with 4 epochs)."""
 
+GUARD_EVERY, GUARD_PROMPTS = 5, 32
+"""Looks at the policy: as many texts as a fourth of an update, every fifth update."""
+
 
 @dataclass
 class Demo:
@@ -56,6 +59,8 @@ def demo(options: Demo) -> int:
         out=options.out,
         threads=options.threads,
         save_every=None,
+        guard_every=GUARD_EVERY,
+        guard_prompts=GUARD_PROMPTS,
         debug=options.debug,
     )
     code = train(TrainOptions(agent_class, "ppo", problem, agent, run), preset=PRESET)

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import tyro
 
 from lm_gym.cli.config_file import read_options
+from lm_gym.runinfo import KEEP_CHECKPOINTS
 
 AGENTS = "lm_gym.agents"
 """Entry-point group: name on the command line -> a subclass of :class:`lm_gym.agent.LMAgent`."""
@@ -73,6 +74,15 @@ class RunOptions:
     """Texts to compare before and after; 0: none."""
     save_every: int | None = 50
     """Updates between checkpoints, beside the one at the end; None: only that one."""
+    keep_checkpoints: int | None = KEEP_CHECKPOINTS
+    """Checkpoints that stay, the newest; None: all."""
+    guard_every: int = 0
+    """Above 0: every so many updates the policy is evaluated on held-out prompts, and one that got worse by more than
+    its noise, or holds a NaN, is taken back to the last good one with half the step size."""
+    guard_prompts: int = 64
+    """Texts of such an evaluation."""
+    guard_kl: float | None = None
+    """Nats a text: a policy further than this from the reference is taken back too; None: no limit."""
     trackers: tuple[str, ...] = ("csv", "jsonl")
     """Any of csv, jsonl, tensorboard, trackio, wandb (the last three need the extra `track`)."""
     threads: int | None = None

@@ -72,14 +72,25 @@ def load_policy(model: str, *, device: str = "cpu", dtype: str = "float32") -> C
 
     folder = Path(model)
     if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():
-        return _policy_of_run(folder, device=device, dtype=dtype)
+        policy: CausalLM = load_run(folder, device=device, dtype=dtype).policy.lm
+        return policy
     return load_model(model, device=device, dtype=dtype)
 
 
-def _policy_of_run(folder: Path, *, device: str, dtype: str) -> CausalLM:
-    """The policy of a run: what it started from as config.yaml says, with the checkpoint's weights in it."""
+def load_run(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> Any:
+    """The agent of a run or of one of its checkpoints, on a problem that can draw texts and cannot judge them.
+
+    Raises:
+        ValueError: the folder is not of `lm-gym train`.
+    """
     import gymnasium
 
+    mdp, name = problem_of_run(folder, device=device, dtype=dtype)
+    return load_agent(name).load(folder, gymnasium.make("LMAlign-v0", mdp=mdp))
+
+
+def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> tuple[Any, str]:
+    """The problem of a run as config.yaml says, with neither its prompts nor its reward model, and its agent's name."""
     from lm_gym.mdp import AlignmentMDP
 
     run = folder if (folder / "checkpoints").is_dir() else folder.resolve().parent.parent
@@ -95,13 +106,14 @@ def _policy_of_run(folder: Path, *, device: str, dtype: str) -> CausalLM:
         tokenizer=config.get("tokenizer"),
         prompts=["-"],  # neither these nor the reward model are used: only the policy is taken out
         reward_model=lambda completions: [0.0] * len(completions),
-        max_new_tokens=1,
+        max_new_tokens=config.get("max_new_tokens", 1),
+        min_new_tokens=config.get("min_new_tokens", 0),
+        temperature=config.get("temperature", 1.0),
+        stop=config.get("stop") or (),
         device=device,
         dtype=dtype,
     )
-    loaded = load_agent(agent["name"]).load(folder, gymnasium.make("LMAlign-v0", mdp=mdp))
-    policy: CausalLM = loaded.policy.lm
-    return policy
+    return mdp, agent["name"]
 
 
 def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:

@@ -39,7 +39,8 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
         provenance["preset"] = preset
     else:
         print_config(config | {"agent": {"name": options.agent_name, **plain(options.agent)}}, out)
-    stopped = _learn(agent, options, out, config | {"run": provenance})
+    guard = make_guard(options, agent, held_out)
+    stopped = _learn(agent, options, out, config | {"run": provenance}, guard)
     last = out / "checkpoints" / f"step-{agent.updates}"
     if stopped:
         say(f"stopped after update {agent.updates}, {agent.tokens} tokens; saved {last}")
@@ -81,7 +82,8 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
     import gymnasium
     import torch
 
-    from lm_gym.cli.evaluate import split_prompts
+    from lm_gym.checkpoints import numbered
+    from lm_gym.held_out import split_prompts
     from lm_gym.mdp import AlignmentMDP
     from lm_gym.models import load_model
     from lm_gym.prompts import load_prompts
@@ -118,9 +120,27 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
     fields = dataclasses.asdict(options.agent)
     if not run.resume:
         return options.agent_class(env, **fields), held_out, where
+    if not numbered(out):
+        say(f"note: {out} was stopped before its first checkpoint: it begins again")
+        return options.agent_class(env, **fields), held_out, where
     agent = options.agent_class.load(out, env, **fields)
     agent.kl_coef = agent.kl_coef if _adapted(agent) else problem.kl_coef
     return agent, held_out, where
+
+
+def make_guard(options: TrainOptions, agent: Any, held_out: list[Any]) -> Any:
+    """The guard that the options ask for, on prompts that are not trained on; None without one."""
+    from lm_gym.guard import Guard
+
+    run = options.run
+    if not run.guard_every:
+        if run.guard_kl is not None:
+            raise Refused("guard_kl has no effect without guard_every, the updates between two looks at the policy")
+        return None
+    if not agent.trains:
+        raise Refused(f"guard_every has no effect on {options.agent_name}, which trains nothing")
+    with refusing():
+        return Guard(run.guard_every, held_out, run.guard_prompts, run.guard_kl)
 
 
 def _adapted(agent: Any) -> bool:
@@ -134,6 +154,8 @@ def _check_run(options: TrainOptions) -> None:
         ("total_tokens", run.total_tokens, 1),
         ("eval_texts", run.eval_texts, 0),
         ("save_every", run.save_every, 1),
+        ("keep_checkpoints", run.keep_checkpoints, 1),
+        ("guard_every", run.guard_every, 0),
         ("threads", run.threads, 1),
     ):
         if value is not None and value < low:
@@ -171,7 +193,7 @@ def print_config(config: Mapping[str, Any], out: Path) -> None:
     print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120), flush=True)
 
 
-def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any]) -> bool:
+def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any], guard: Any) -> bool:
     """Train until done or Ctrl-C; whether it was stopped."""
     from lm_gym.rewards import RewardModelError
 
@@ -188,7 +210,9 @@ def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, An
                 trackers=run.trackers,
                 progress=True,
                 save_every=run.save_every,
+                keep_checkpoints=run.keep_checkpoints,
                 resume=run.resume,
+                guard=guard,
                 run_config=config,
                 callback=lambda _agent, _metrics: not interrupt.asked,
             )
@@ -212,7 +236,8 @@ def _kept(out: Path) -> str:
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
-    from lm_gym.cli.evaluate import EVAL_SEED, before_training, pair_rows, print_evaluation, spread, write_pairs
+    from lm_gym.cli.evaluate import EVAL_SEED, before_training, pair_rows, print_evaluation, write_pairs
+    from lm_gym.held_out import spread
 
     prompts = spread(held_out, options.run.eval_texts)
     before = before_training(agent, prompts)
