@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from lm_gym.annotate.agreement import SCALE
+
 Method = Literal["majority", "mean", "dawid-skene"]
 METHODS: tuple[str, ...] = get_args(Method)
 
@@ -34,7 +36,8 @@ class Verdict:
     direction: int
     """-1: a is better, 0: a tie, 1: b is better."""
     p_b: float
-    """The probability that b is better, a tie as one half: the share of votes, or the model's posterior."""
+    """The probability that b is better: the share of votes, a tie as half (majority), the place of the mean strength
+    between -3 and 3 (mean), or the model's posterior (Dawid-Skene)."""
     strength: float
     """Mean strength, above 0: b."""
     agreement: float
@@ -158,7 +161,8 @@ def aggregate(votes: Sequence[Vote], method: Method, *, gold: Mapping[int, int] 
         else:
             shares = np.array([np.mean(signs == d) for d in DIRECTIONS])
             direction = _first(shares) if method == "majority" else int(np.sign(mean)) if abs(mean) >= TIE_BELOW else 0
-        p_b = float(shares[2] + shares[1] / 2)
+        # By the mean, from its strength: three who are a little for a may be outweighed by two who are all for b.
+        p_b = (1 + mean / max(SCALE)) / 2 if method == "mean" else float(shares[2] + shares[1] / 2)
         verdicts[item] = Verdict(direction, p_b, mean, float(shares[direction + 1]), len(mine))
     return verdicts
 

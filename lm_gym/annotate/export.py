@@ -7,7 +7,7 @@ Three files, and every answer that stands is in one of them: `<out>.jsonl` (one 
 | column | of one answer (`aggregate="none"`) | of an item (the other methods) |
 |---|---|---|
 | `prompt`, `chosen`, `rejected` | texts or messages | the same |
-| `label` | 1; of a tie .5 | P(`chosen` is better): share of votes, ties as halves, or the model's probability |
+| `label` | 1; of a tie .5 | P(`chosen` is better), as `aggregate.Verdict.p_b` says |
 | `margin` | steps on the scale, 1 to 3; of a tie 0 | mean steps towards `chosen`, not below 0 |
 | `annotator` | the name | - |
 | `annotators` | - | names in the order of `strengths` |

@@ -32,7 +32,15 @@ def test_majority_and_mean_by_hand(
     assert by_majority.p_b == pytest.approx(p_b) and by_majority.agreement == pytest.approx(agreement)
     by_mean = aggregate(votes(*strengths), "mean")[0]
     assert by_mean.direction == mean and by_mean.strength == pytest.approx(np.mean(strengths))
-    assert by_mean.votes == len(strengths)
+    assert by_mean.votes == len(strengths) and by_mean.p_b == pytest.approx((1 + np.mean(strengths) / 3) / 2)
+
+
+@pytest.mark.parametrize("method", ["majority", "mean", "dawid-skene"])
+def test_no_label_says_the_opposite_of_the_direction(method: str) -> None:
+    rng = np.random.default_rng(0)
+    said = [Vote(item, a, int(rng.integers(-3, 4))) for item in range(300) for a in range(rng.integers(1, 7))]
+    for verdict in aggregate(said, method).values():  # type: ignore[arg-type]
+        assert np.sign(verdict.p_b - 0.5) == verdict.direction or verdict.direction == 0
 
 
 def planted(
