@@ -18,8 +18,9 @@ deviation divides the reward but not the KL in the loss, and shrinks as the poli
 and less until only texts of the highest reward are left. Put its KL in the reward (``kl_in="reward"``) and it ends at
 the optimum too.
 
-Defaults: 128 texts a rollout, one pass in minibatches of 16 at 1.5 times the model's own step size (PPO makes twice as
-many steps), token mean, ε = .2, KL in the reward.
+Defaults: 128 texts a rollout, one pass in minibatches of 16 at the model's own step size (PPO makes twice as many
+steps), token mean, ε = .2, KL in the reward. Larger steps leave more of the noise: 1.5 times that ended one seed of
+three above .002 after 100,000 tokens.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ class ReinforcePP(LMAgent):
 
     config_class: ClassVar[type[ReinforcePPConfig]] = ReinforcePPConfig
     name: ClassVar[str] = "reinforce++"
-    step_scale: ClassVar[float] = 1.5
     config: ReinforcePPConfig
 
     def __init__(self, env: Any, **config: Any) -> None:
