@@ -18,10 +18,10 @@ d the probability that a text is good. Texts with d < ½ end with probability 0,
 regret .1644, E[R] 1.848, KL .918; with hard labels .2133.
 
 The default step size is twice that of other agents: the loss is flat where a text is far from z_0, and the texts that
-end with probability 0 get there slowly. On the worked example a tabular simulation of 100,000 tokens of the default ends
-at regret .164 in the mean of 5 seeds (.155 to .174), .004 to .021 nats from the end point's policy to theirs. Four times
-the step brings that below .005 (agents: regret .158, .149 to .162), and is too large for `tiny`: in 20,000 tokens
-J goes from .21 to -.03 there, and to .44 with the default.
+end with probability 0 get there slowly. On the worked example (a tabular simulation, 100,000
+tokens) it ends at regret .164 in the mean of 5 seeds (.155 to .174), .004 to .021 nats from the end point's policy to
+theirs. Four times the step brings that below .005 (agents: regret .158, .149 to .162), and is too large for `tiny`: in
+20,000 tokens J goes from .21 to −.03 there, and to .44 with the default.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_it_goes_to_its_end_point(labels: str) -> None:
 
 @pytest.mark.slow
 def test_the_end_point_of_every_seed() -> None:
-    """Four times the other agents' step: each policy within .005 nats; the mean regret only within .01 (noise of the texts)."""
+    """Four times the other agents' step: each policy within .005 nats, the mean regret within .01 (noise)."""
     end = exact.kto_endpoint(exact.ExactLanguage())
     regrets = []
     for seed in exact_runs.SEEDS:
