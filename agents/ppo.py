@@ -65,8 +65,8 @@ class PPOConfig(PolicyGradientConfig):
     """Per-token rewards to standard deviation 1, their mean kept. Rescales β."""
     ptx_coef: float = 0.0
     """Weight of −log π of an imitated token of ``ptx_data`` in the loss (PPO-ptx). It biases the end point."""
-    ptx_data: Any = None
-    """Demonstrations or plain texts for PPO-ptx: a file, a hub id, or (from Python) a list or a datasets.Dataset."""
+    ptx_data: str | None = None
+    """Demonstrations or plain texts for PPO-ptx: a file or a hub id; in Python also a list or a ``Dataset``."""
 
 
 class PPO(LMAgent):

@@ -32,9 +32,9 @@ class SFTConfig(AgentConfig):
 
     batch_size: int = 32
     """Texts an update."""
-    data: Any = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, a hub id, or (from Python) a list or a datasets.Dataset."""
-    eval_data: Any = None
+    data: str | None = None
+    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a ``Dataset``."""
+    eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
     eval_every: int = 20
     """Updates between measurements: the held-out loss, and reward and KL of fresh texts."""
