@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 from lm_gym.prompts import Prompt
+
+Item = TypeVar("Item")
 
 MOST_HELD_OUT = 512
 
@@ -31,6 +34,6 @@ def split_prompts(prompts: Sequence[Prompt], held_out: Sequence[Prompt] | None) 
     return (train or list(prompts)), list(held_out)
 
 
-def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """``n`` prompts at equal distances; where there are fewer, each several times."""
-    return [prompts[i * len(prompts) // n] for i in range(n)]
+def spread(items: Sequence[Item], n: int) -> list[Item]:
+    """``n`` of some items (prompts, rows) at equal distances; where there are fewer, each several times."""
+    return [items[i * len(items) // n] for i in range(n)]

@@ -81,6 +81,11 @@ class Annotate:
 
 
 @dataclass
+class Pipeline:
+    """Fine-tuning, preferences, a reward model, reinforcement learning, a report: `lm-gym pipeline --help`."""
+
+
+@dataclass
 class Doctor:
     """Check this installation, and say what to do about what is broken."""
 
@@ -96,6 +101,7 @@ Command = (
     | Annotated[Preferences, tyro.conf.subcommand("preferences")]
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
     | Annotated[Reward, tyro.conf.subcommand("reward")]
+    | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -143,6 +149,10 @@ def run(args: Sequence[str]) -> int:
         from lm_gym.cli.annotate import annotate
 
         return annotate(args[1:])
+    if args[:1] == ["pipeline"]:
+        from lm_gym.cli.pipeline import pipeline
+
+        return pipeline(args[1:])
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="lm-gym",

@@ -31,7 +31,7 @@ def read_options(path: str | Path, known: Mapping[str, Any], *, agent: str) -> d
     """
     path = Path(path)
     values: dict[str, Any] = {}
-    for key, value in _flat(path, _load(path), agent):
+    for key, value in _flat(path, load_mapping(path), agent):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
@@ -98,7 +98,12 @@ def _as_kind(value: Any, kind: Any) -> Any:
     raise TypeError
 
 
-def _load(path: Path) -> dict[Any, Any]:
+def load_mapping(path: Path) -> dict[Any, Any]:
+    """The keys and values of a YAML file, none of them twice; {} of an empty one.
+
+    Raises:
+        ValueError: no YAML mapping, or a key that stands twice.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):

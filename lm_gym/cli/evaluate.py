@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 EVAL_SEED = 12345
 """Of the draws of an evaluation: the same for every run, so that runs differ by their policy alone."""
-MOST_HELD_OUT = 512
 TEXTS_SHOWN = 6
 DECODED_AT_ONCE = 256
 
@@ -30,33 +29,6 @@ NUMBERS = (
     ("distinct-2", "text/distinct_2", ".3f"),
 )
 """Rows of the printed table: what, metric, format."""
-
-
-def split_prompts(prompts: Sequence[Prompt], held_out: Sequence[Prompt] | None) -> tuple[list[Prompt], list[Prompt]]:
-    """(train, test) with no text in both.
-
-    Args:
-        prompts: all that there are to train on.
-        held_out: what to evaluate on; None: the last tenth of the different prompts, at least 1 and at most 512.
-
-    Returns:
-        Prompts whose text is held out are taken from training. Where none would be left, all of them stay, and the
-        evaluation is on training prompts.
-    """
-    if held_out is None:
-        texts = list(dict.fromkeys(p.text for p in prompts))
-        count = min(MOST_HELD_OUT, max(1, round(len(texts) / 10)))
-        last = set(texts[-count:])
-        found = {p.text: p for p in reversed(prompts) if p.text in last}
-        held_out = [found[text] for text in texts[-count:]]
-    tested = {p.text for p in held_out}
-    train = [p for p in prompts if p.text not in tested]
-    return (train or list(prompts)), list(held_out)
-
-
-def spread(prompts: Sequence[Prompt], n: int) -> list[Prompt]:
-    """``n`` prompts at equal distances; where there are fewer, each several times."""
-    return [prompts[i * len(prompts) // n] for i in range(n)]
 
 
 def before_training(agent: Any, prompts: Sequence[Prompt]) -> Drawn:

@@ -1,0 +1,150 @@
+"""A stage's result: made once for the same inputs, written aside and renamed, checked before it is used again.
+
+A result is a folder with `stage.json`: the inputs that it was made from and their hash, the SHA-256 of its products,
+and what it cost. While it is made it stands beside, as `.<name>.writing`; a process that is killed leaves either the
+earlier result or the new one, and a stage with checkpoints goes on from the newest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lm_gym.runinfo import file_hash, plain, write_atomically
+
+RECORD, UNFINISHED, SPENT = "stage.json", "unfinished.json", "spent.json"
+LOCAL = ("hf:", "py:", "combine:")
+"""Prefixes of names of reward models behind which a path may stand."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What `stage.json` holds."""
+
+    stage: str
+    inputs: dict[str, Any]
+    """Configuration, and the hashes of what earlier stages made and of files."""
+    products: dict[str, str]
+    """File or folder in the stage's folder -> its SHA-256."""
+    numbers: dict[str, Any]
+    """What the stage says of itself."""
+    cpu_seconds: float
+    """Of all processes that worked on it, as far as their work was kept."""
+    key: str
+    """SHA-256 of the inputs."""
+
+
+def key_of(inputs: Mapping[str, Any]) -> str:
+    """SHA-256 of a stage's inputs and of the package's version, as hex digits."""
+    text = json.dumps({"lm-gym": version("lm-gym"), **plain(inputs)}, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def identity(source: str | None) -> str | None:
+    """What tells a source from others: the hash of a local file or folder, the name of anything else."""
+    if source is None:
+        return None
+    prefix = next((p for p in LOCAL if source.startswith(p)), "")
+    name, mark, options = source.removeprefix(prefix).partition("?")
+    attribute = ""
+    if prefix == "py:" and ":" in name:
+        name, _, attribute = name.rpartition(":")
+    return f"{prefix}{file_hash(name)}:{attribute}{mark}{options}" if Path(name).exists() else source
+
+
+def kept(out: Path, stage: str, key: str | None = None) -> Record | str:
+    """The result of a stage for these inputs (None: whatever they were), or in words why there is none."""
+    folder = out / stage
+    _finish(folder)
+    if not (folder / RECORD).is_file():
+        return "it was not made yet"
+    try:
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        return f"{folder / RECORD} is damaged ({error})"
+    if key is not None and record.key != key:
+        return "its inputs have changed"
+    for name, digest in record.products.items():
+        if not (folder / name).exists() or file_hash(folder / name) != digest:
+            return f"{folder / name} is not as it was made"
+    return record
+
+
+def make(
+    out: Path, stage: str, inputs: Mapping[str, Any], products: tuple[str, ...], work: Callable[[Workplace], Any]
+) -> Record:
+    """Make a stage's result, going on with what a process that was stopped left for the same inputs.
+
+    Args:
+        work: fills the folder of the workplace that it is given, and returns the stage's numbers.
+
+    Raises:
+        ValueError: the folder of the stage's name is not a stage's result, and so not replaced.
+    """
+    folder, key = out / stage, key_of(inputs)
+    _finish(folder)
+    if folder.exists() and not (folder / RECORD).is_file():
+        raise ValueError(f"{folder} holds something that no pipeline made: choose another --out")
+    aside = _aside(folder)
+    if not _is_for(aside, key):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write_atomically(aside / UNFINISHED, json.dumps({"key": key}))
+    place = Workplace(aside)
+    numbers = work(place)
+    place.account()
+    digests = {name: file_hash(aside / name) for name in products}
+    record = Record(stage, plain(inputs), digests, plain(numbers), round(place.cpu_seconds, 2), key)
+    (aside / UNFINISHED).unlink()
+    (aside / SPENT).unlink()
+    write_atomically(aside / RECORD, json.dumps(vars(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _finish(folder)
+    return record
+
+
+class Workplace:
+    """Where a stage is being made, and the CPU seconds that it took in this process and in stopped ones before."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._started = time.process_time()
+        spent = folder / SPENT
+        self._before = float(json.loads(spent.read_text())["cpu_seconds"]) if spent.is_file() else 0.0
+
+    @property
+    def cpu_seconds(self) -> float:
+        return self._before + time.process_time() - self._started
+
+    def account(self) -> None:
+        """Write down what was spent: with a checkpoint, so that it counts what is kept."""
+        write_atomically(self.folder / SPENT, json.dumps({"cpu_seconds": self.cpu_seconds}))
+
+
+def _aside(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.writing")
+
+
+def _is_for(aside: Path, key: str) -> bool:
+    try:
+        return bool(json.loads((aside / UNFINISHED).read_text(encoding="utf-8"))["key"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _finish(folder: Path) -> None:
+    """Put a finished result in its place, also one whose process was stopped between the two renames."""
+    aside, old = _aside(folder), folder.with_name(f".{folder.name}.old")
+    if (aside / RECORD).is_file():
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.replace(folder, old)
+        os.replace(aside, folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,311 @@
+"""The stages that train: fine-tuning, preferences, the reward model, reinforcement learning.
+
+Each has its inputs (what its result depends on), its products, and the work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_gym import checkpoints
+from lm_gym.agent import LMAgent
+from lm_gym.agents.sft import SFT
+from lm_gym.demonstrations import Demonstration, load_demonstrations
+from lm_gym.judged_pairs import judge_pairs
+from lm_gym.pipeline.config import Pipeline
+from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped, Watched
+from lm_gym.pipeline.demonstrations import from_the_world
+from lm_gym.pipeline.stage import Workplace, identity
+from lm_gym.preference_data import draw_pairs, label_pairs, write_preferences
+from lm_gym.preferences import Preference, load_preferences
+from lm_gym.prompt_sources import read_items
+from lm_gym.report import write_report
+from lm_gym.reward_eval import evaluate
+from lm_gym.reward_models.bradley_terry import train_reward_model
+from lm_gym.reward_page import write_page
+from lm_gym.rewards import load_reward_model, plain_text
+from lm_gym.supervised import held_out as held_out_loss
+
+RUN = "run"
+"""The folder of a training run in a stage's folder."""
+SFT_EVAL_EVERY = 16
+"""Updates between looks at the held-out demonstrations."""
+KEPT = 2
+"""Checkpoints while a stage trains."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage: what its result depends on, which files it is, and how it is made."""
+
+    name: str
+    inputs: Callable[[Context], dict[str, Any]]
+    products: tuple[str, ...]
+    work: Callable[[Context, Workplace], dict[str, Any]]
+
+
+def general(config: Pipeline) -> dict[str, Any]:
+    """What every stage depends on."""
+    return {
+        "model": identity(config.model),
+        "prompts": [identity(config.prompts), identity(config.eval_source)],
+        "gold": identity(config.gold_name),
+        "max_new_tokens": config.max_new_tokens,
+        "temperature": config.temperature,
+        "seed": config.seed,
+    }
+
+
+# ---- supervised fine-tuning ------------------------------------------------------------------------------------------
+
+
+def sft_inputs(ctx: Context) -> dict[str, Any]:
+    section = dataclasses.asdict(ctx.config.sft) | {"demonstrations": identity(ctx.config.sft.demonstrations)}
+    return general(ctx.config) | {"sft": _what_counts(section)}
+
+
+def sft(ctx: Context, place: Workplace) -> dict[str, Any]:
+    """Fine-tune the base model; numbers: demonstrations, tokens, held-out loss before and after."""
+    config = ctx.config.sft
+    train, held_out = demonstrations(ctx)
+    tokens = sum(sum(d.imitated[1:]) for d in train)
+    env = ctx.environment(ctx.base, ctx.prompts[0], ctx.gold)
+    fields = {"data": train, "eval_data": held_out or None, "eval_every": SFT_EVAL_EVERY, "seed": ctx.config.seed}
+    agent = _learned(ctx, place, SFT, env, fields | config.agent, round(config.epochs * tokens), config.save_every)
+    _finish(agent, place)
+    numbers = {"demonstrations": len(train), "epochs": config.epochs, "tokens": agent.tokens}
+    losses = [row["eval/loss"] for row in metrics_of(place.folder) if "eval/loss" in row]
+    if held_out:
+        numbers |= {"loss_before": losses[0], "loss_after": held_out_loss(agent.policy.lm, agent.mdp, held_out).loss}
+    return numbers
+
+
+def demonstrations(ctx: Context) -> tuple[list[Demonstration], list[Demonstration]]:
+    """(train, held out): those of a file whose prompts are not evaluated on, or the world's.
+
+    Raises:
+        ValueError: too few of them.
+    """
+    config, kind = ctx.config.sft, ctx.config.tiny_kind
+    tokenizer, longest = ctx.base.tokenizer, ctx.base.max_positions
+    if config.demonstrations is None:
+        assert kind is not None
+        rows = [
+            from_the_world(kind, count, ctx.config.seed, split)
+            for count, split in ((config.count, "train"), (config.held_out, "test"))
+        ]
+        train, held_out = [load_demonstrations(part, tokenizer, max_tokens=longest) if part else [] for part in rows]
+        return train, held_out
+    evaluated = {p.text for p in ctx.prompts[1]} | {plain_text(p.for_reward) for p in ctx.prompts[1]}
+    given = [dict(row) for _, row in read_items(config.demonstrations, what="demonstrations")]
+    kept = [row for row in given if "prompt" not in row or plain_text(row["prompt"]) not in evaluated]
+    if len(kept) < len(given):
+        ctx.say(f"  {len(given) - len(kept)} of {len(given)} demonstrations have evaluation prompts: left out")
+    need = (config.count or 1) + config.held_out
+    if len(kept) < need:
+        raise ValueError(
+            f"sft expected at least {need} demonstrations (count and held_out), got {len(kept)} in "
+            f"{config.demonstrations}: lower sft.count or sft.held_out"
+        )
+    found = load_demonstrations(kept, tokenizer, max_tokens=longest)
+    rest = found[: len(found) - config.held_out]
+    return rest[: config.count or None], found[len(found) - config.held_out :]
+
+
+# ---- preferences -----------------------------------------------------------------------------------------------------
+
+
+def preference_inputs(ctx: Context) -> dict[str, Any]:
+    section = dataclasses.asdict(ctx.config.preferences)
+    section |= {name: identity(section[name]) for name in ("data", "test_data", "judge")}
+    if section["data"] is not None:  # nothing is drawn from the model
+        return {"preferences": section}
+    return general(ctx.config) | {"preferences": section, "policy": ctx.records["sft"].products[POLICY]}
+
+
+def preferences(ctx: Context, place: Workplace) -> dict[str, Any]:
+    """Pairs of the fine-tuned model, labelled; numbers: labels, tokens of the texts, agreement with the score."""
+    config = ctx.config.preferences
+    if config.data is not None and config.test_data is not None:
+        train, test = load_preferences(config.data), load_preferences(config.test_data)
+        leaked = {repr(p.prompt) for p in train} & {repr(p.prompt) for p in test}
+        if leaked:
+            raise ValueError(
+                f"preferences.test_data expected other prompts than preferences.data, {len(leaked)} are in both, such "
+                f"as {min(leaked):.80}"
+            )
+        ours = {plain_text(p.for_reward) for p in ctx.prompts[1]}
+        kept = [p for p in train if plain_text(p.prompt) not in ours]
+        if len(kept) < len(train):
+            ctx.say(f"  {len(train) - len(kept)} of {len(train)} pairs have evaluation prompts: left out")
+        train, tokens = kept, 0
+    else:
+        judge = ctx.gold if config.judge is None else load_reward_model(config.judge)
+        lm, parts, tokens = ctx.policy("sft"), [], 0
+        for part, (prompts, count) in enumerate(zip(ctx.prompts, (config.pairs, config.test_pairs), strict=True)):
+            seed = 2 * ctx.config.seed + part
+            pairs = draw_pairs(
+                lm,
+                prompts,
+                judge,
+                count,
+                max_new_tokens=ctx.config.max_new_tokens,
+                temperature=ctx.config.temperature,
+                seed=seed,
+            )
+            texts = [text for pair in pairs for text in pair.texts]
+            tokens += sum(map(len, lm.tokenizer(texts, add_special_tokens=False)["input_ids"]))
+            parts.append(label_pairs(pairs, config.annotators, seed=seed))
+        train, test = parts
+    write_preferences(place.folder / "train.jsonl", train)
+    write_preferences(place.folder / "test.jsonl", test)
+    return {"labels": len(train), "test_labels": len(test), "tokens": tokens, "agreement": _agreement(train)}
+
+
+def _agreement(data: list[Preference]) -> float | None:
+    """Share of the answers that the score agrees with; None: it is not known, or all are ties."""
+    decided = [p for p in data if p.label != 0.5]
+    if not decided or not all("gold_chosen" in p.columns for p in decided):
+        return None
+    differences = [(p.columns["gold_chosen"] - p.columns["gold_rejected"]) * (p.label - 0.5) for p in decided]
+    return sum((d > 0) + 0.5 * (d == 0) for d in differences) / len(decided)
+
+
+# ---- the reward model ------------------------------------------------------------------------------------------------
+
+
+def reward_model_inputs(ctx: Context) -> dict[str, Any]:
+    config = ctx.config.reward_model
+    start = {"sft": lambda: ctx.records["sft"].products[POLICY], "base": lambda: identity(ctx.config.model)}
+    return {
+        "reward_model": dataclasses.asdict(config.config) | {"model": None, "seed": ctx.config.seed, "device": None},
+        "start": start[config.start]() if config.start in start else identity(config.start),
+        "pairs": ctx.records["preferences"].products,
+    }
+
+
+def reward_model(ctx: Context, place: Workplace) -> dict[str, Any]:
+    """Train on the labels, measure on held-out ones; numbers: accuracy, ceiling and gap with intervals, calibration."""
+    folder, config = ctx.out / "preferences", ctx.config.reward_model
+    train, test = (load_preferences(str(folder / name)) for name in ("train.jsonl", "test.jsonl"))
+    model = {"sft": str(ctx.out / "sft" / POLICY), "base": ctx.config.model}.get(config.start, config.start)
+    options = {"model": model, "seed": ctx.config.seed, "device": ctx.config.device}
+    fit = train_reward_model(train, config.config, **options, log=lambda row: ctx.say(_look(row)))
+    fit.save(place.folder / JUDGE)
+    judged = judge_pairs(test, [fit.judge])
+    results = evaluate(judged, train=train)
+    write_page(place.folder, results, judged, title="The learned reward on held-out pairs")
+    return {
+        "accuracy": results["accuracy"],
+        "ece": results["calibration"]["ece"],
+        "gain": results["calibration"]["gain"],
+        "epoch": fit.history[fit.best]["epoch"],
+    }
+
+
+def _look(row: Mapping[str, float]) -> str:
+    held_out = f", held-out loss {row['loss']:.4f}, accuracy {row['accuracy']:.1%}" if "loss" in row else ""
+    return f"  epoch {row['epoch']:.2f}: loss {row['train_loss']:.4f}{held_out}"
+
+
+# ---- reinforcement learning ------------------------------------------------------------------------------------------
+
+
+def rl_inputs(ctx: Context) -> dict[str, Any]:
+    section = dataclasses.asdict(ctx.config.rl) | {"agent_class": ctx.config.rl.agent_class.name}
+    given = {name: identity(v) if isinstance(v, str) else v for name, v in ctx.config.rl.agent.items()}
+    return general(ctx.config) | {
+        "rl": _what_counts(section) | {"agent": given},
+        "policy": ctx.records["sft"].products[POLICY],
+        "reward_model": ctx.records["reward-model"].products[JUDGE],
+    }
+
+
+def rl(ctx: Context, place: Workplace) -> dict[str, Any]:
+    """Train the fine-tuned model against the learned reward; numbers: updates, texts and tokens drawn."""
+    config = ctx.config.rl
+    reward = Watched(ctx.learned_reward, ctx.gold)
+    env = ctx.environment(ctx.policy("sft"), ctx.prompts[0], reward, kl_coef=config.kl_coef)
+    fields = {"seed": ctx.config.seed} | config.agent
+    agent = _learned(ctx, place, config.agent_class, env, fields, config.total_tokens, config.save_every)
+    _finish(agent, place)
+    return {"agent": agent.name, "updates": agent.updates, "texts": agent.episodes, "tokens": agent.tokens}
+
+
+# ---- what both kinds of training share -------------------------------------------------------------------------------
+
+
+def _what_counts(section: dict[str, Any]) -> dict[str, Any]:
+    """A section without what its result does not depend on."""
+    return {name: value for name, value in section.items() if name != "save_every"}
+
+
+def _learned(
+    ctx: Context, place: Workplace, kind: type[LMAgent], env: Any, fields: dict[str, Any], total: int, save_every: int
+) -> LMAgent:
+    """A trained agent, going on from the newest checkpoint of a process that was stopped.
+
+    Raises:
+        Stopped: it was asked to.
+    """
+    run = place.folder / RUN
+    begun = _begun(run)
+    agent = kind.load(run, env, **fields) if begun else kind(env, **fields)
+    if begun:
+        ctx.say(f"  goes on after update {agent.updates}, {agent.tokens} tokens")
+
+    def after_update(agent: LMAgent, _metrics: dict[str, float]) -> bool:
+        if agent.updates % save_every == 0:
+            place.account()
+        return not ctx.stop()
+
+    if agent.progress < 1.0 or not begun:
+        agent.learn(
+            total,
+            out=run,
+            progress=ctx.progress,
+            save_every=save_every,
+            keep_checkpoints=KEPT,
+            resume=begun,
+            callback=after_update,
+        )
+    if ctx.stop() and agent.progress < 1.0:
+        place.account()
+        raise Stopped
+    return agent
+
+
+def _begun(run: Path) -> bool:
+    """Whether there is a checkpoint to go on from; what was logged before the first one is removed."""
+    try:
+        checkpoints.latest(run)
+    except ValueError:
+        shutil.rmtree(run, ignore_errors=True)
+        return False
+    return True
+
+
+def _finish(agent: LMAgent, place: Workplace) -> None:
+    """The policy as a folder that any tool loads, the run's own report, and checkpoints removed."""
+    agent.save_pretrained(place.folder / POLICY)
+    write_report(place.folder / RUN)
+    shutil.rmtree(place.folder / RUN / "checkpoints")  # the policy is saved, and nothing goes on from them
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """What a stage's training logged, a row an update."""
+    path = folder / RUN / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+TRAINING = (
+    Stage("sft", sft_inputs, (POLICY,), sft),
+    Stage("preferences", preference_inputs, ("train.jsonl", "test.jsonl"), preferences),
+    Stage("reward-model", reward_model_inputs, (JUDGE,), reward_model),
+    Stage("rl", rl_inputs, (POLICY, f"{RUN}/metrics.jsonl"), rl),
+)
