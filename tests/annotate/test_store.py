@@ -92,6 +92,21 @@ def test_nothing_that_was_said_can_be_changed_or_erased(tmp_path: Path, statemen
         connection.execute(statement)
 
 
+def test_a_full_disk_confirms_nothing_and_the_store_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 3)
+    ada = person(store, "ada")
+    (loan,) = next_items(store, ada, 1)
+    answer = Answer(new_id(), loan.item, "preference", 1, comment="x" * 4000)
+    pages = store.value("PRAGMA page_count")
+    store.rows(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        submit(store, ada, answer)
+    assert answers(store) == []
+    store.rows("PRAGMA max_page_count = 100000")
+    submit(store, ada, answer)
+    assert [row["id"] for row in answers(store)] == [answer.id]
+
+
 def test_a_file_is_opened_again_with_everything_in_it(tmp_path: Path) -> None:
     with store_with(tmp_path, 4) as store:
         ada = person(store, "ada")

@@ -88,10 +88,11 @@ export class Outbox {
         body: JSON.stringify(entry.body),
         signal: aborter.signal,
       });
-      if (response.status >= 500 || response.status === 429) return { again: true };
       const result = await response.json();
       if (response.status === 401) return { signedOut: true };
-      return response.ok ? { result } : { error: result.error };
+      if (response.status === 400 || response.status === 409) return { error: result.error };
+      // Anything else is no answer of ours about this entry (a fault, a proxy, another server): it stays.
+      return response.ok ? { result } : { again: true };
     } catch {
       return { again: true }; // no connection, or half an answer: it may have arrived, and the id makes that harmless
     } finally {
