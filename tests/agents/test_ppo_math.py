@@ -44,6 +44,15 @@ def test_the_clipped_surrogate_by_hand() -> None:
     assert clipped.tolist() == [[True, False, False], [False, True, False]]
 
 
+def test_the_upper_clip_by_hand() -> None:
+    """ρ = 2, 1.4, .5 with A = +1, then −1; ε = .2 below and .5 above."""
+    ratio = torch.tensor([[2.0, 1.4, 0.5], [2.0, 1.4, 0.5]])
+    adv = torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]])
+    loss, clipped = policy_loss(ratio.log(), torch.zeros(2, 3), adv, 0.2, 0.5)
+    torch.testing.assert_close(loss, torch.tensor([[-1.5, -1.4, -0.5], [2.0, 1.4, 0.8]]))
+    assert clipped.tolist() == [[True, False, False], [False, False, True]]
+
+
 def test_the_clip_stops_the_gradient_only_where_it_took_hold() -> None:
     logp = torch.tensor([[math.log(2.0), math.log(0.5), 0.0]], requires_grad=True)
     policy_loss(logp, torch.zeros(1, 3), torch.tensor([[1.0, 1.0, 2.0]]), 0.2)[0].sum().backward()
