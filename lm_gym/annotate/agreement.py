@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 
 SCALE = tuple(range(-3, 4))
+DRAWS_AT_ONCE = 2_000_000
+"""Numbers of one array of resampled items: 16 MB."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,14 @@ def ordinal_alpha(
     if math.isnan(value):
         return None
     rng = np.random.default_rng(seed)
-    draws = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=resamples)
     flat = together.reshape(len(counts), -1)
-    alphas = _alpha((draws @ flat).reshape(resamples, len(order), len(order)))
+    shares = np.full(len(counts), 1 / len(counts))
+    part = max(1, DRAWS_AT_ONCE // len(counts))
+    sums = [
+        rng.multinomial(len(counts), shares, size=min(part, resamples - start)) @ flat
+        for start in range(0, resamples, part)
+    ]
+    alphas = _alpha(np.concatenate(sums).reshape(resamples, len(order), len(order)))
     alphas = alphas[~np.isnan(alphas)]
     tail = (1 - coverage) / 2
     low, high = np.quantile(alphas, [tail, 1 - tail])

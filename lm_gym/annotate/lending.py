@@ -62,7 +62,7 @@ def next_items(store: Store, who: Annotator, count: int = 1) -> list[Loan]:
 
     Fewer come when there is no more work; an item that was undone comes back at its old place.
     """
-    count = max(1, min(count, MOST_AT_ONCE))
+    count = max(0, min(count, MOST_AT_ONCE))
     now = store.clock()
     mine = store.rows(_MINE, {"me": who.id, "now": now})
     # The common case writes nothing: enough items on the table, none of them about to run out.

@@ -75,6 +75,8 @@ class Store:
             raise StoreError(
                 f"there is no store {self.path}; `lm-gym annotate serve --data ... --db {self.path}` is one"
             )
+        if not self.path.absolute().parent.is_dir():
+            raise StoreError(f"there is no folder {self.path.parent} for the store {self.path.name}: make it first")
         self._lock = threading.RLock()
         try:
             self._connection = sqlite3.connect(

@@ -17,7 +17,8 @@ from lm_gym.annotate.status import status
 from lm_gym.annotate.status_text import report
 from lm_gym.annotate.store import Store
 from lm_gym.cli.annotate_serve import Serve, add, serve, tell_unusable
-from lm_gym.cli.errors import refusing
+from lm_gym.cli.errors import Failed, refusing
+from lm_gym.rewards import RewardModelError
 
 
 @dataclass
@@ -113,12 +114,7 @@ def annotate(args: Sequence[str]) -> int:
         if isinstance(command, ImportPairs):
             return import_pairs(command)
         if isinstance(command, Select):
-            with Store(command.db) as store:
-                chosen = select(
-                    store, command.n, by=command.by, columns=command.columns, rewards=command.rewards, seed=command.seed
-                )
-            print(f"{len(chosen)} more pairs are asked about")
-            return 0
+            return ask_about(command)
         with Store(command.db) as store:
             if isinstance(command, Show):
                 found = status(store)
@@ -136,6 +132,23 @@ def annotate(args: Sequence[str]) -> int:
         print(f"{done.rows:>6} {what} with a preference  {done.preferences}")
         print(f"{done.tied:>6} ties{' (in both files)' * command.with_ties:<20}  {done.ties}")
         print(f"{done.flagged:>6} flags and skips       {done.flags}")
+    return 0
+
+
+def ask_about(options: Select) -> int:
+    """Select, and say how many.
+
+    Raises:
+        Failed: a reward model raised, or returned what is no score.
+    """
+    with Store(options.db) as store:
+        try:
+            chosen = select(
+                store, options.n, by=options.by, columns=options.columns, rewards=options.rewards, seed=options.seed
+            )
+        except RewardModelError as error:
+            raise Failed(str(error)) from error
+    print(f"{len(chosen)} more pairs are asked about")
     return 0
 
 

@@ -58,6 +58,9 @@ def test_hold_and_select(pairs: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "0 of 0 wanted" in run(capsys, "status")[1]
     assert "4 more pairs" in run(capsys, "select", "--n", "4")[1]
     assert "0 of 4 wanted" in run(capsys, "status")[1]
+    Path("judge.py").write_text("def broken(completions, **_):\n    raise RuntimeError('no judge today')\n")
+    code, _, err = run(capsys, "select", "--n", "1", "--by", "margin", "--rewards", "py:./judge.py:broken")
+    assert code == 1 and "no judge today" in err
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,7 @@ def test_hold_and_select(pairs: Path, capsys: pytest.CaptureFixture[str]) -> Non
         (["serve", "--data", "pairs.jsonl", "--annotators", "admin", "--port", "0"], "choose another"),
         (["serve", "--data", "pairs.jsonl", "--annotators", "a/b", "--port", "0"], "expected 1 to 60 letters"),
         (["export", "--db", "pairs.jsonl"], "expected a store"),
+        (["import", "--data", "pairs.jsonl", "--db", "nowhere/x.sqlite"], "there is no folder nowhere"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(

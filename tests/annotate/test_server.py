@@ -251,6 +251,15 @@ def test_answers_and_undo_over_the_network(client: TestClient, store: Store) -> 
     assert store.value("SELECT count(*) FROM answers") == 1
 
 
+def test_looking_at_the_progress_lends_nothing(client: TestClient, store: Store) -> None:
+    sign_in(client, store)
+    found = client.get("/api/next?count=0").json()
+    assert found["items"] == [] and found["progress"]["left"] == 6
+    assert store.value("SELECT count(*) FROM loans") == 0
+    assert client.get("/api/next?count=many").status_code == 400
+    assert len(client.get("/api/next?count=1000").json()["items"]) == 5
+
+
 def test_the_page_is_not_told_where_a_text_comes_from(client: TestClient, store: Store) -> None:
     secret = {"model": "model-one", "chosen_by": "judge"}
     add_pairs(store, [Pair("gold", "right", "wrong", secret, gold=-3)], source="secret-source.jsonl", gold=True)

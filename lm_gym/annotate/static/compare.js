@@ -44,6 +44,7 @@ const outbox = new Outbox(scope, {
     notice(`${what} was not taken: ${message}`);
     if (entry.path === "/api/answers") {
       state.history = state.history.filter((done) => done.id !== entry.body.id);
+      state.answered.delete(entry.body.item);
     } else {
       state.table = [];
       state.answered = new Set(); // what stands is what the server says
@@ -63,7 +64,7 @@ async function load() {
     while (state.again) {
       state.again = false;
       const said = state.said;
-      const response = await fetch(`/api/next?count=${mode === "red-team" ? 1 : AHEAD}`);
+      const response = await fetch(`/api/next?count=${mode === "red-team" ? 0 : AHEAD}`);
       if (response.status === 401) {
         outbox.stopped = true;
         notice("You are signed out. Open your invitation link again in this browser.");
