@@ -126,7 +126,7 @@ def test_unknown_flag_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["train", "pppo"], "there is no agent 'pppo'; did you mean 'ppo'? known: ppo"),
+        (["train", "pppo"], "there is no agent 'pppo'; did you mean 'ppo'? known: a2c, best-of-n, "),
         (["train", "ppo", "--model", "./nowhere"], "could not load './nowhere'"),
         (["train", "ppo", "--prompts", "nowhere.jsonl"], "nowhere.jsonl"),
         (["train", "ppo", "--prompts", "tiny:review"], "Did you mean 'tiny:reviews'?"),

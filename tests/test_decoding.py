@@ -176,7 +176,7 @@ def test_what_cannot_be_decoded_is_refused() -> None:
     lm = small_lm().freeze()
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         Engine(lm).generate([[3], []], GenerationParams(max_new_tokens=3))
-    with pytest.raises(ValueError, match="top_k expected an engine with guide="):
+    with pytest.raises(ValueError, match="top_k and top_p expected an engine with guide="):
         Engine(lm).generate([[3]], GenerationParams(max_new_tokens=3, top_k=2))
     with pytest.raises(ValueError, match="up to 128 tokens"):
         Engine(lm).generate([[3]], GenerationParams(max_new_tokens=128))

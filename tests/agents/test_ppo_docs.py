@@ -20,9 +20,12 @@ def test_every_field_is_explained(field: str) -> None:
 def test_defaults_are_those_of_the_config() -> None:
     """Numbers, names, True and False in brackets behind a field in the table."""
     told = re.findall(r'`(\w+)` \("?([\w.,-]+)"?[);:]', PAGE.split("## Every detail")[1])
-    assert len(told) > 15
+    ours = {f.name: f.default for f in dataclasses.fields(PPOConfig)}  # others are the environment's
+    assert len(set(ours) & dict(told).keys()) > 15
     for field, value in told:
-        default = getattr(PPOConfig, field)
+        if field not in ours:
+            continue
+        default = ours[field]
         plain = value.replace(",", "")
         assert str(default) == plain or float(plain) == default, field
 
