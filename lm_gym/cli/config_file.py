@@ -61,7 +61,9 @@ def type_text(annotation: Any) -> str:
     words = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     parts = []
     for kind in _alternatives(annotation):
-        if typing.get_origin(kind) is tuple:
+        if typing.get_origin(kind) is typing.Literal:
+            parts.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
+        elif typing.get_origin(kind) is tuple:
             parts.append(f"a list, each {type_text(typing.get_args(kind)[0])}")
         else:
             parts.append(words.get(kind, getattr(kind, "__name__", str(kind))))
@@ -82,6 +84,10 @@ def _as_kind(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         items = value if isinstance(value, list) else [value]
         return tuple(checked("", item, typing.get_args(kind)[0]) for item in items)
+    if typing.get_origin(kind) is typing.Literal:
+        if value in typing.get_args(kind):
+            return value
+        raise ValueError
     if isinstance(value, bool) or kind is bool or value is None or kind is type(None):
         if isinstance(value, bool) and kind is bool or value is None and kind is type(None):
             return value

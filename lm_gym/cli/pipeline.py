@@ -138,27 +138,24 @@ def _flags(agent: Any) -> Any:
     from lm_gym.pipeline import config as pipeline_config
     from lm_gym.reward_models.bradley_terry import RewardModelConfig
 
-    def section(name: str, own: Any, other: Any, hidden: Sequence[str], *more: Any) -> Any:
+    def section(name: str, bases: tuple[Any, ...], hidden: Sequence[str] = (), *more: Any) -> Any:
         out_of_sight = [(field, Annotated[Any, tyro.conf.Suppress], None) for field in hidden]
         made = dataclasses.make_dataclass(
-            name, [*out_of_sight, *more], bases=(own, other), namespace={"__post_init__": lambda self: None}
-        )
-        made.__doc__ = own.__doc__
+            name, [*out_of_sight, *more], bases=bases, namespace={"__post_init__": lambda self: None}
+        )  # checked when the stage itself is made of it
+        made.__doc__ = bases[0].__doc__
         return made
 
     ours = pipeline_config.OURS
     name = Annotated[str, tyro.conf.arg(help="Any agent that trains, of `lm-gym ls agents`.")]
     hidden = [f for f in ours if f != "kl_coef" and f in {g.name for g in dataclasses.fields(agent.config_class)}]
+    stage, rm_hidden = pipeline_config, ("config", "model", "seed", "device")
     kinds = {
-        "sft": section("SFT", pipeline_config.SFTStage, SFTConfig, ("agent", *ours)),
-        "preferences": pipeline_config.PreferenceStage,
-        "reward_model": section(
-            "RewardModel", pipeline_config.RewardModelStage, RewardModelConfig, ("config", "model", "seed", "device")
-        ),
-        "rl": section(
-            "RL", pipeline_config.RLStage, agent.config_class, ("agent_class", *hidden), ("agent", name, agent.name)
-        ),
-        "evaluation": pipeline_config.EvaluationStage,
+        "sft": section("SFT", (stage.SFTStage, SFTConfig), ("agent", *ours)),
+        "preferences": section("Preferences", (stage.PreferenceStage,)),
+        "reward_model": section("RewardModel", (stage.RewardModelStage, RewardModelConfig), rm_hidden),
+        "rl": section("RL", (stage.RLStage, agent.config_class), ("agent_class", *hidden), ("agent", name, agent.name)),
+        "evaluation": section("Evaluation", (stage.EvaluationStage,)),
     }
     fields = [(key, kind, dataclasses.field(default_factory=kind)) for key, kind in kinds.items()]
     flags = dataclasses.make_dataclass(
@@ -189,8 +186,10 @@ def _pipeline(found: Any, agent: Any) -> Any:
         pipeline_config.Pipeline,
         found,
         sft=own(pipeline_config.SFTStage, found.sft, agent=changed(SFT, found.sft)),
+        preferences=own(pipeline_config.PreferenceStage, found.preferences),
         reward_model=own(pipeline_config.RewardModelStage, found.reward_model, config=rm),
         rl=own(pipeline_config.RLStage, found.rl, agent_class=agent, agent=changed(agent, found.rl)),
+        evaluation=own(pipeline_config.EvaluationStage, found.evaluation),
     )
 
 

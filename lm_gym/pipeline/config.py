@@ -29,7 +29,7 @@ class SFTStage:
 
     demonstrations: str | None = None
     """Prompt-completion data in TRL's formats; None: good texts of tiny's world, for the prompts tiny:...."""
-    count: int = 1024
+    count: int = 512
     """Demonstrations to train on, the first of a file; 0: all of a file."""
     held_out: int = 128
     """Further ones for the held-out loss: of other prompts."""
@@ -127,7 +127,7 @@ class Pipeline:
 
     model: str = "tiny"
     """The base model: tiny, a hub id, a folder, or a GGUF file."""
-    prompts: str = "tiny:reviews"
+    prompts: str = "tiny:requests"
     """A prompt source, as in `lm-gym train`."""
     eval_prompts: str | None = None
     """Prompts that nothing is trained on; None: the test split of a tiny:... set, the last tenth of any other."""

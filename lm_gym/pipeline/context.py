@@ -70,7 +70,7 @@ class Context:
         """(train, evaluation); no text is in both.
 
         Raises:
-            ValueError: nothing would be left to train on.
+            ValueError: nothing would be left to train on, or a single prompt to evaluate on.
         """
         config, tokenizer = self.config, self.base.tokenizer
         room = max(1, self.base.max_positions - config.max_new_tokens)
@@ -83,6 +83,8 @@ class Context:
             raise ValueError(
                 f"all prompts of {config.prompts!r} are evaluation prompts: give others to train on, or --eval-prompts"
             )
+        if len(held_out) < 2:
+            raise ValueError(f"expected at least 2 evaluation prompts, got {len(held_out)}: give --eval-prompts")
         return train, held_out
 
     def environment(

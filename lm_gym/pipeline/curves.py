@@ -5,9 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from lm_gym.svg_chart import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, moving_average, number_text, round_ticks, tick_text
+from lm_gym.svg_chart import LEFT, RIGHT, TOP, moving_average, number_text, round_ticks, tick_text
 
-WIDE = 700
+WIDE, HIGH, FOOT = 1000, 260, 34
+"""Of the chart, and of the strip under it for the x axis: pixels at full width."""
 DASHES = ("", "6 4")
 """The first curve is whole, the second dashed: told apart without colour."""
 
@@ -29,10 +30,10 @@ def curves(
     x_ticks = [t for t in round_ticks(0.0, x_high, most=6) if t <= x_high]
 
     def at(x: float, y: float) -> tuple[float, float]:
-        wide, high = WIDE - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-        return LEFT + wide * x / x_high, HEIGHT - BOTTOM - high * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        wide, high = WIDE - LEFT - RIGHT, HIGH - TOP - FOOT
+        return LEFT + wide * x / x_high, HIGH - FOOT - high * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
 
-    out = [f'<svg viewBox="0 0 {WIDE} {HEIGHT}" role="img" aria-label="{html.escape(label, quote=True)}">']
+    out = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{html.escape(label, quote=True)}">']
     step, most = y_ticks[1] - y_ticks[0], max(map(abs, y_ticks))
     for tick in y_ticks:
         _, y = at(0, tick)
@@ -44,8 +45,8 @@ def curves(
         x, _ = at(tick, y_ticks[0])
         text = tick_text(tick, x_step, max(x_ticks))
         out.append(
-            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM + 3}"/>'
-            f'<text class="tick" x="{x:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{text}</text>'
+            f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{HIGH - FOOT}" y2="{HIGH - FOOT + 3}"/>'
+            f'<text class="tick" x="{x:.1f}" y="{HIGH - FOOT + 14}" text-anchor="middle">{text}</text>'
         )
     window = max(3, len(xs) // 8 | 1) if smooth else 1
     ends = []
@@ -63,9 +64,9 @@ def curves(
         shifts = {0: -8.0, 1: -8.0}
     for place, ((x, y), text, dash) in enumerate(ends):
         css = "name second" if dash else "name"
-        y = min(max(y + shifts[place], TOP + 8), HEIGHT - BOTTOM - 4)
+        y = min(max(y + shifts[place], TOP + 8), HIGH - FOOT - 4)
         out.append(f'<text class="{css}" x="{x - 4:.1f}" y="{y:.1f}" text-anchor="end">{html.escape(text)}</text>')
-    out.append(f'<text class="tick" x="{WIDE - RIGHT}" y="{HEIGHT - 1}" text-anchor="end">{html.escape(x_name)}</text>')
+    out.append(f'<text class="tick" x="{WIDE - RIGHT}" y="{HIGH - 3}" text-anchor="end">{html.escape(x_name)}</text>')
     return "".join(out) + "</svg>"
 
 

@@ -33,6 +33,7 @@ td.n, th.n { text-align: right; padding-left: 16px; }
 table.wide th, table.wide td { white-space: nowrap; width: auto; }
 .second { stroke: #c2571a; } .name { fill: var(--after); font-size: 11px; }
 .name.second { fill: #c2571a; stroke: none; }
+.charts.two { grid-template-columns: repeat(auto-fill, minmax(min(440px, 100%), 1fr)); margin-top: 20px; }
 .verdict { font-size: 16px; margin-top: 14px; max-width: 62em; }
 .bar { height: 12px; min-width: 130px; display: flex; } .bar span { display: block; height: 100%; }
 .bar .won { background: var(--after); } .bar .tied { background: var(--line); } .bar .lost { background: #d9925f; }
@@ -203,7 +204,7 @@ def _training(results: Mapping[str, Any], logged: Sequence[Mapping[str, Any]]) -
     figures.append(_figure("Gold against KL", "one dot an update, later ones stronger", cloud, ""))
     return (
         f'<section><h2>Over-optimisation</h2><p class="note">{note}</p><figure>{wide}</figure>'
-        f'<div class="charts">{"".join(figures)}</div></section>'
+        f'<div class="charts two">{"".join(figures)}</div></section>'
     )
 
 

@@ -21,8 +21,19 @@ from typing import Any
 from lm_gym.runinfo import file_hash, plain, write_atomically
 
 RECORD, UNFINISHED, SPENT = "stage.json", "unfinished.json", "spent.json"
+ABOUT = ("README.md", "lm_gym.json", "bradley_terry.json")
+"""Files in a model's folder that say how it came about, with times and commands: no part of what it is."""
 LOCAL = ("hf:", "py:", "combine:")
 """Prefixes of names of reward models behind which a path may stand."""
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, or of the files of a folder without those that only say how it came about."""
+    if path.is_file():
+        return file_hash(path)
+    files = sorted(f for f in path.rglob("*") if f.is_file() and f.name not in ABOUT)
+    lines = [f"{f.relative_to(path).as_posix()} {file_hash(f)}" for f in files]
+    return f"sha256:{hashlib.sha256(chr(10).join(lines).encode()).hexdigest()}"
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def identity(source: str | None) -> str | None:
     attribute = ""
     if prefix == "py:" and ":" in name:
         name, _, attribute = name.rpartition(":")
-    return f"{prefix}{file_hash(name)}:{attribute}{mark}{options}" if Path(name).exists() else source
+    return f"{prefix}{digest(Path(name))}:{attribute}{mark}{options}" if Path(name).exists() else source
 
 
 def kept(out: Path, stage: str, key: str | None = None) -> Record | str:
@@ -72,8 +83,8 @@ def kept(out: Path, stage: str, key: str | None = None) -> Record | str:
         return f"{folder / RECORD} is damaged ({error})"
     if key is not None and record.key != key:
         return "its inputs have changed"
-    for name, digest in record.products.items():
-        if not (folder / name).exists() or file_hash(folder / name) != digest:
+    for name, hashed in record.products.items():
+        if not (folder / name).exists() or digest(folder / name) != hashed:
             return f"{folder / name} is not as it was made"
     return record
 
@@ -101,8 +112,8 @@ def make(
     place = Workplace(aside)
     numbers = work(place)
     place.account()
-    digests = {name: file_hash(aside / name) for name in products}
-    record = Record(stage, plain(inputs), digests, plain(numbers), round(place.cpu_seconds, 2), key)
+    hashes = {name: digest(aside / name) for name in products}
+    record = Record(stage, plain(inputs), hashes, plain(numbers), round(place.cpu_seconds, 2), key)
     (aside / UNFINISHED).unlink()
     (aside / SPENT).unlink()
     write_atomically(aside / RECORD, json.dumps(vars(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")

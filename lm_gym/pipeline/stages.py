@@ -15,7 +15,7 @@ from typing import Any
 from lm_gym import checkpoints
 from lm_gym.agent import LMAgent
 from lm_gym.agents.sft import SFT
-from lm_gym.demonstrations import Demonstration, load_demonstrations
+from lm_gym.demonstrations import load_demonstrations
 from lm_gym.judged_pairs import judge_pairs
 from lm_gym.pipeline.config import Pipeline
 from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped, Watched
@@ -29,6 +29,7 @@ from lm_gym.reward_eval import evaluate
 from lm_gym.reward_models.bradley_terry import train_reward_model
 from lm_gym.reward_page import write_page
 from lm_gym.rewards import load_reward_model, plain_text
+from lm_gym.runinfo import write_atomically
 from lm_gym.supervised import held_out as held_out_loss
 
 RUN = "run"
@@ -71,39 +72,40 @@ def sft_inputs(ctx: Context) -> dict[str, Any]:
 
 def sft(ctx: Context, place: Workplace) -> dict[str, Any]:
     """Fine-tune the base model; numbers: demonstrations, tokens, held-out loss before and after."""
-    config = ctx.config.sft
-    train, held_out = demonstrations(ctx)
-    tokens = sum(sum(d.imitated[1:]) for d in train)
+    config, files = ctx.config.sft, {}
+    for name, part in zip(("train", "held_out"), demonstration_rows(ctx), strict=True):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        write_atomically(place.folder / f"{name}.jsonl", lines)
+        files[name] = str(place.folder / f"{name}.jsonl") if part else None
+    fields = {"data": files["train"], "eval_data": files["held_out"], "eval_every": SFT_EVAL_EVERY}
     env = ctx.environment(ctx.base, ctx.prompts[0], ctx.gold)
-    fields = {"data": train, "eval_data": held_out or None, "eval_every": SFT_EVAL_EVERY, "seed": ctx.config.seed}
-    agent = _learned(ctx, place, SFT, env, fields | config.agent, round(config.epochs * tokens), config.save_every)
+    found = load_demonstrations(files["train"], ctx.base.tokenizer)
+    tokens = sum(sum(d.imitated[1:]) for d in found)
+    fields |= {"seed": ctx.config.seed, **config.agent}
+    agent = _learned(ctx, place, SFT, env, fields, round(config.epochs * tokens), config.save_every)
     _finish(agent, place)
-    numbers = {"demonstrations": len(train), "epochs": config.epochs, "tokens": agent.tokens}
-    losses = [row["eval/loss"] for row in metrics_of(place.folder) if "eval/loss" in row]
-    if held_out:
-        numbers |= {"loss_before": losses[0], "loss_after": held_out_loss(agent.policy.lm, agent.mdp, held_out).loss}
+    numbers = {"demonstrations": len(found), "epochs": config.epochs, "tokens": agent.tokens}
+    if files["held_out"] is not None:
+        held_out = load_demonstrations(files["held_out"], ctx.base.tokenizer)
+        before = next(row["eval/loss"] for row in metrics_of(place.folder) if "eval/loss" in row)
+        numbers |= {"loss_before": before, "loss_after": held_out_loss(agent.policy.lm, agent.mdp, held_out).loss}
     return numbers
 
 
-def demonstrations(ctx: Context) -> tuple[list[Demonstration], list[Demonstration]]:
-    """(train, held out): those of a file whose prompts are not evaluated on, or the world's.
+def demonstration_rows(ctx: Context) -> list[list[dict[str, Any]]]:
+    """Rows to train on and rows held out: the world's, or those of a file whose prompts are not evaluated on.
 
     Raises:
         ValueError: too few of them.
     """
     config, kind = ctx.config.sft, ctx.config.tiny_kind
-    tokenizer, longest = ctx.base.tokenizer, ctx.base.max_positions
     if config.demonstrations is None:
         assert kind is not None
-        rows = [
-            from_the_world(kind, count, ctx.config.seed, split)
-            for count, split in ((config.count, "train"), (config.held_out, "test"))
-        ]
-        train, held_out = [load_demonstrations(part, tokenizer, max_tokens=longest) if part else [] for part in rows]
-        return train, held_out
+        parts = (config.count, "train"), (config.held_out, "test")
+        return [from_the_world(kind, count, ctx.config.seed, split) for count, split in parts]
     evaluated = {p.text for p in ctx.prompts[1]} | {plain_text(p.for_reward) for p in ctx.prompts[1]}
     given = [dict(row) for _, row in read_items(config.demonstrations, what="demonstrations")]
-    kept = [row for row in given if "prompt" not in row or plain_text(row["prompt"]) not in evaluated]
+    kept = [row for row in given if not row.get("prompt") or plain_text(row["prompt"]) not in evaluated]
     if len(kept) < len(given):
         ctx.say(f"  {len(given) - len(kept)} of {len(given)} demonstrations have evaluation prompts: left out")
     need = (config.count or 1) + config.held_out
@@ -112,9 +114,8 @@ def demonstrations(ctx: Context) -> tuple[list[Demonstration], list[Demonstratio
             f"sft expected at least {need} demonstrations (count and held_out), got {len(kept)} in "
             f"{config.demonstrations}: lower sft.count or sft.held_out"
         )
-    found = load_demonstrations(kept, tokenizer, max_tokens=longest)
-    rest = found[: len(found) - config.held_out]
-    return rest[: config.count or None], found[len(found) - config.held_out :]
+    first = len(kept) - config.held_out
+    return [kept[:first][: config.count or None], kept[first:]]
 
 
 # ---- preferences -----------------------------------------------------------------------------------------------------
@@ -259,7 +260,9 @@ def _learned(
     if begun:
         ctx.say(f"  goes on after update {agent.updates}, {agent.tokens} tokens")
 
-    def after_update(agent: LMAgent, _metrics: dict[str, float]) -> bool:
+    def after_update(agent: LMAgent, metrics: dict[str, float]) -> bool:
+        if "eval/loss" in metrics:
+            ctx.say(f"  update {agent.updates}, {agent.tokens} tokens: held-out loss {metrics['eval/loss']:.4f}")
         if agent.updates % save_every == 0:
             place.account()
         return not ctx.stop()
@@ -268,7 +271,7 @@ def _learned(
         agent.learn(
             total,
             out=run,
-            progress=ctx.progress,
+            progress=ctx.progress and kind is not SFT,  # most of its updates draw no text to show
             save_every=save_every,
             keep_checkpoints=KEPT,
             resume=begun,
@@ -292,7 +295,7 @@ def _begun(run: Path) -> bool:
 
 def _finish(agent: LMAgent, place: Workplace) -> None:
     """The policy as a folder that any tool loads, the run's own report, and checkpoints removed."""
-    agent.save_pretrained(place.folder / POLICY)
+    agent.save_pretrained(place.folder / POLICY, run=place.folder / RUN)
     write_report(place.folder / RUN)
     shutil.rmtree(place.folder / RUN / "checkpoints")  # the policy is saved, and nothing goes on from them
 
