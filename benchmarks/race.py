@@ -5,9 +5,9 @@
 
 The model (GPT-2 4x128), prompts and reward are those of ../shared/bench/tiny.py, KL coefficient .02, texts of 32
 tokens that cannot end earlier. An agent has arrived when the mean reward of 256 fresh samples was at least .6 after two
-updates in a row; these samples cost neither tokens nor seconds. CPU seconds leave out imports and loading, for both sides. Of
-TRL they are its iterations' median times their number (its script reports no sum), and it has arrived when two batches
-of 32 texts that it trains on have reached .6.
+updates in a row; these samples cost neither tokens nor seconds. CPU seconds leave out imports and loading, for both
+sides. Of TRL they are its iterations' median times their number (its script reports no sum), and it has arrived when
+two batches of 32 texts that it trains on have reached .6.
 """
 
 from __future__ import annotations

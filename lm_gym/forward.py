@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from lm_gym.models import CausalLM
 
@@ -17,22 +18,22 @@ def pad_texts(
     prompt_ids: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]], pad_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """``input_ids`` (B, P+T) and ``attention_mask`` (B, P+T), int64, and ``response_mask`` (B, T), bool."""
-    b, p, t = len(tokens), max(map(len, prompt_ids)), max(map(len, tokens))
-    input_ids = torch.full((b, p + t), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros(b, p + t, dtype=torch.long)
-    for i, (prompt, response) in enumerate(zip(prompt_ids, tokens, strict=True)):
-        start, end = p - len(prompt), p + len(response)
-        input_ids[i, start:end] = torch.tensor([*prompt, *response], dtype=torch.long)
-        attention_mask[i, start:end] = 1
-    return input_ids, attention_mask, attention_mask[:, p:].bool()
+    p, t = max(map(len, prompt_ids)), max(map(len, tokens))
+    ids, seen = [], []
+    for prompt, response in zip(prompt_ids, tokens, strict=True):
+        before, behind = p - len(prompt), t - len(response)
+        ids.append([pad_id] * before + [*prompt, *response] + [pad_id] * behind)
+        seen.append([0] * before + [1] * (p + t - before - behind) + [0] * behind)
+    attention_mask = torch.tensor(seen)
+    return torch.tensor(ids), attention_mask, attention_mask[:, p:].bool()
 
 
 def pad_rows(rows: Sequence[torch.Tensor], width: int, fill: float = 0.0) -> torch.Tensor:
     """(B, width, ...) from B tensors (T_i, ...), filled behind."""
-    out = rows[0].new_full((len(rows), width, *rows[0].shape[1:]), fill)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out
+    out = pad_sequence(list(rows), batch_first=True, padding_value=fill)
+    if out.shape[1] == width:
+        return out
+    return torch.cat([out, out.new_full((len(out), width - out.shape[1], *out.shape[2:]), fill)], 1)
 
 
 def response_hidden(

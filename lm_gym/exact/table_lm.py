@@ -78,11 +78,14 @@ class TableRows(Rows):
 
     def insert(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         where = torch.tensor(list(rows))
-        for i, prompt in zip(rows, prompts, strict=True):
-            state = torch.zeros(1, dtype=torch.long)
-            for token in prompt:
-                state = self.lm.advance(state, torch.tensor([token]))
-            self.state[i] = state[0]
+        unique: dict[tuple[int, ...], int] = {}
+        for prompt in prompts:
+            if tuple(prompt) not in unique:
+                state = torch.zeros(1, dtype=torch.long)
+                for token in prompt:
+                    state = self.lm.advance(state, torch.tensor([token]))
+                unique[tuple(prompt)] = int(state)
+        self.state[where] = torch.tensor([unique[tuple(prompt)] for prompt in prompts])
         return self.lm.one_hot(self.state[where])
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
