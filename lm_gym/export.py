@@ -54,7 +54,7 @@ def save_pretrained(
     Raises:
         ValueError: the policy is no ``transformers`` model, or the folder holds something else.
     """
-    from lm_gym.models import quiet
+    from lm_gym.loading import quiet
 
     model = getattr(agent.policy.lm, "model", None)
     if model is None:

@@ -7,17 +7,18 @@ puts it around any full-attention causal LM of ``transformers``; the exact langu
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from lm_gym.loading import Unloadable, pretrained
 
 if TYPE_CHECKING:
     from lm_gym.rows import Rows
@@ -301,8 +302,9 @@ def load_model(
             raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     try:
-        with quiet():
-            loaded = AutoModelForCausalLM.from_pretrained(source, dtype=precision, **extra)
+        loaded = pretrained(AutoModelForCausalLM, source, what=what, dtype=precision, **extra)
+    except Unloadable:
+        raise
     except (OSError, ValueError, KeyError, ImportError) as e:
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(
@@ -313,28 +315,14 @@ def load_model(
     return TransformersLM(loaded.to(where), found, name)
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without the progress bars that transformers draws for every load and save."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
 def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(str(tokenizer), **extra)
-    except (OSError, ValueError, KeyError, ImportError) as e:
+        return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
+    except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({first}); pass tokenizer=") from e
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lm_gym.forward import response_hidden
+from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM, TransformersLM
 
@@ -46,7 +47,9 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
     from transformers import AutoModelForSequenceClassification
 
     try:
-        model: Any = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+        model: Any = pretrained(AutoModelForSequenceClassification, path, what="critic", dtype=torch.float32)
+    except Unloadable:
+        raise
     except (OSError, ValueError) as e:
         raise ValueError(
             "critic expected 'shared', 'separate' or the folder of a sequence classifier with one label; could not "

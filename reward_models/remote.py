@@ -167,7 +167,7 @@ class Remote:
         if self._template is None:
             from transformers import AutoTokenizer
 
-            self._template = AutoTokenizer.from_pretrained(self.tokenizer)
+            self._template = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
         messages = [*prompt, *(completion or ())]
         return str(
             self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=completion is None)

@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 TOKENS_SHOWN = 12
+TABLE_WIDTH = 110
 
 
 @dataclass
@@ -74,6 +75,7 @@ def replay(options: Replay) -> int:
     found = blame.replay(folder, agent)
     token = found.token
     console = Console(highlight=False)
+    console.width = max(console.width, TABLE_WIDTH)  # a number that is cut off is no number
     console.print(f"{name}, update {state['updates'] + 1}: {token['reason']}", markup=False)
     for key in ("prompt", "text", "drawn_with", "now_with", "mask"):
         if key in token:
