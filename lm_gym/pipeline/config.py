@@ -57,7 +57,7 @@ class PreferenceStage:
     """Held-out pairs beside `data`."""
     judge: str | None = None
     """The score that the annotators look at, a reward model; None: the gold score."""
-    pairs: int = 2500
+    pairs: int = 3000
     """To train on; prompts are used several times where there are fewer."""
     test_pairs: int = 1000
     """On evaluation prompts, to measure the reward model with; no model is trained or chosen by them."""
@@ -79,7 +79,7 @@ class RewardModelStage:
     start: str = "sft"
     """What its trunk starts from: sft (the fine-tuned model), base, or a model by name."""
     config: RewardModelConfig = field(default_factory=RewardModelConfig)
-    """How it is trained; model, seed and device are the pipeline's."""
+    """How it is trained; model, seed and device are the pipeline's. `layers` None: two of tiny, all of other models."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class RLStage:
 
     agent_class: type[LMAgent] = PPO
     """Any agent that trains."""
-    total_tokens: int = 40_000
+    total_tokens: int = 30_000
     """Tokens to train on; the update that passes them is the last."""
     kl_coef: float = 0.2
     """β, the price of a nat of KL in units of the reward model: log-odds of being preferred."""
@@ -112,7 +112,7 @@ class EvaluationStage:
 
     texts: int = 512
     """Evaluation prompts, a text of each policy for each; fewer where there are fewer."""
-    best_of_n: int = 8
+    best_of_n: int = 4
     """Texts of the fine-tuned model, of which the reward model's favourite is kept."""
     samples: int = 12
     """Prompts that are shown with all their texts."""
@@ -149,6 +149,8 @@ class Pipeline:
     evaluation: EvaluationStage = field(default_factory=EvaluationStage)
 
     def __post_init__(self) -> None:
+        if self.model == "tiny" and self.reward_model.start in ("sft", "base"):
+            self.reward_model = _of_tiny(self.reward_model)
         if self.sft.demonstrations is None and self.tiny_kind is None:
             raise ValueError(
                 f"the prompts {self.prompts!r} have no demonstrations of their own: give sft.demonstrations, a file "
@@ -177,6 +179,12 @@ class Pipeline:
         if self.eval_prompts is not None or self.tiny_kind is None:
             return self.eval_prompts
         return f"tiny:{self.tiny_kind}:test"
+
+
+def _of_tiny(stage: RewardModelStage) -> RewardModelStage:
+    """With two layers, at half the time of four; docs/pipeline.md has what they reach."""
+    layers = 2 if stage.config.layers is None else stage.config.layers
+    return dataclasses.replace(stage, config=dataclasses.replace(stage.config, layers=layers))
 
 
 def _at_least(section: Any, **lows: int) -> None:
