@@ -16,7 +16,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("options", [{}, {"critic": "separate"}, {"lora_rank": 2}, {"frozen_layers": 1}], ids=str)
 def test_it_starts_as_the_model_with_values_of_0(kind: str, options: dict) -> None:
     mdp = problem(kind, temperature=0.7)
-    policy = Policy(mdp, **options)
+    policy = Policy(mdp, **{"critic": "shared", **options})
     with torch.no_grad():
         logits, values = policy(*batch(), 3)
         for row, start in ((0, 2), (1, 0)):
