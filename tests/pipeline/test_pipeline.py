@@ -215,6 +215,14 @@ def test_what_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "rl expected a section" in capsys.readouterr().err
 
 
+def test_the_example_is_the_defaults() -> None:
+    from lm_gym.cli.pipeline import parse
+    from lm_gym.pipeline import Pipeline
+
+    example = Path(__file__).parents[2] / "examples" / "pipeline.yaml"
+    assert parse(["--config", str(example)])[1] == Pipeline() == parse([])[1]
+
+
 def test_files_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Prompts, demonstrations and labelled pairs from files, GRPO as the agent; evaluation prompts are kept out."""
     names = [f"The {thing} was" for thing in "soup tea bed book film song show door lamp pie".split()]
