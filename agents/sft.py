@@ -4,8 +4,9 @@
 
 The first stage of Ouyang et al. 2022 (arXiv:2203.02155). Its end point is the distribution that the demonstrations were
 drawn from, as far as the model can represent it: on texts of the best policy of an exact language the regret goes to 0
-(at the rate of the data: about β·(S·(V − 1))/(2n) nats for n texts), on the reference's own texts nothing changes. The
-reward is not read; it is measured beside, with the KL to the reference, every ``eval_every`` updates.
+(at the rate of the data: about β·(S·(V − 1))/(2n) for n texts, .0002 for 40,000, where 100,000 tokens end at .0004 to
+.0007 on 5 seeds), on the reference's own texts nothing changes. The reward is not read; it is measured beside, with the
+KL to the reference, every ``eval_every`` updates.
 
 Defaults: 32 texts an update, the step size of the model decayed to 0. ``total_tokens`` counts imitated tokens.
 """
