@@ -48,11 +48,13 @@ def pipeline(args: Sequence[str]) -> int:
     with refusing():
         call, config = parse(args)
     import torch
+    from transformers.utils import logging
 
     from lm_gym.pipeline.context import Stopped
     from lm_gym.pipeline.run import run_pipeline
     from lm_gym.rewards import RewardModelError
 
+    logging.disable_progress_bar()  # a bar for each file of a small model
     if call.threads is not None:
         torch.set_num_threads(call.threads)
     out = Path(call.out)

@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 from pipeline_runs import made, write
 
+from lm_gym import tiny
 from lm_gym.cli import main
-from lm_gym.pipeline import STAGES
-from lm_gym.prompts import load_prompts
+from lm_gym.cli.pipeline import parse
+from lm_gym.pipeline import STAGES, Pipeline, run_pipeline
+from lm_gym.pipeline.context import Context, Stopped
+from lm_gym.pipeline.stage import Workplace, digest
+from lm_gym.pipeline.stages import rl
 from lm_gym.tracking import read_jsonl
 
 
@@ -53,12 +57,8 @@ def test_every_stage_leaves_its_result_and_the_page_shows_all(whole: Path) -> No
 
 
 def test_no_stage_sees_an_evaluation_prompt(whole: Path) -> None:
-    tokenizer = None
     evaluated = {p["prompt"] for p in read_jsonl(whole / "evaluation" / "texts.jsonl")}
-    from lm_gym.models import load_model
-
-    tokenizer = load_model("tiny").tokenizer
-    tested = {p.text for p in load_prompts("tiny:reviews:test", tokenizer)}
+    tested = {p["prompt"] for p in tiny.prompts("reviews", "test")}
     assert evaluated <= tested
     for name in ("sft/train.jsonl", "preferences/train.jsonl"):
         assert not {row["prompt"] for row in read_jsonl(whole / name)} & tested
@@ -153,16 +153,26 @@ def test_it_goes_on_after_a_kill_in_the_middle(whole: Path, tmp_path: Path, stag
     assert not (out / f".{stage}.writing").exists()
 
 
+def test_it_stops_when_asked_and_goes_on(copy: Path) -> None:
+    """What Ctrl-C does: the running update ends, and the next call takes up from its checkpoint."""
+    expected = made(copy)["rl"]["products"]["policy"]
+    shutil.rmtree(copy / "rl")
+    log = copy / ".rl.writing" / "run" / "metrics.jsonl"
+    _, config = parse(["--config", str(copy / "pipeline.yaml")])
+    with pytest.raises(Stopped):
+        run_pipeline(config, copy, say=lambda _: None, stop=log.exists)
+    assert len(log.read_text().splitlines()) == 1 and "rl" not in made(copy)
+    said: list[str] = []
+    run_pipeline(config, copy, until="rl", say=said.append)
+    assert any("goes on after update 1" in line for line in said)
+    assert made(copy)["rl"]["products"]["policy"] == expected
+
+
 def test_gold_is_beside_the_learned_reward_and_moves_nothing(whole: Path, tmp_path: Path) -> None:
     metrics = read_jsonl(whole / "rl" / "run" / "metrics.jsonl")
     assert all("reward/gold" in row for row in metrics)
     out = Path(shutil.copytree(whole, tmp_path / "other"))
     # Another gold that no earlier stage looked at would change their inputs, so the stage is called by itself.
-    from lm_gym.cli.pipeline import parse
-    from lm_gym.pipeline.context import Context
-    from lm_gym.pipeline.stage import Workplace, digest
-    from lm_gym.pipeline.stages import rl
-
     _, config = parse(["--config", str(out / "pipeline.yaml"), "--gold", "vader"])
     context = Context(config, out, say=lambda _: None, stop=lambda: False, progress=False)
     (tmp_path / "aside").mkdir()
@@ -216,9 +226,6 @@ def test_what_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_the_example_is_the_defaults() -> None:
-    from lm_gym.cli.pipeline import parse
-    from lm_gym.pipeline import Pipeline
-
     example = Path(__file__).parents[2] / "examples" / "pipeline.yaml"
     assert parse(["--config", str(example)])[1] == Pipeline() == parse([])[1]
 
