@@ -48,8 +48,8 @@ class Options:
     """The exact language (a table), or reviews of `tiny` (a transformer of 1.4 M parameters)."""
     trials: int = 20
     """Kills of each agent."""
-    updates: int = 12
-    """Length of a run; there is a checkpoint every second update."""
+    tokens: int = 1000
+    """Length of a run: about 12 updates on the exact language, 4 on tiny; every second one has a checkpoint."""
     seed: int = 0
     """Of the moments."""
 
@@ -65,7 +65,7 @@ def agent_on(name: str, problem: str) -> tuple[Any, Any]:
     return kind, env
 
 
-def work(name: str, problem: str, out: Path, updates: int, dies_at: int | None, started: Any = None) -> None:
+def work(name: str, problem: str, out: Path, tokens: int, dies_at: int | None, started: Any = None) -> None:
     """A process: start the run, or go on with it. With ``dies_at`` it dies in that step of writing checkpoints."""
     import torch
 
@@ -79,7 +79,7 @@ def work(name: str, problem: str, out: Path, updates: int, dies_at: int | None, 
 
     config = {"batch_size": 32, **CONFIG.get(name, {})}
     agent = kind.load(out, env) if numbered(out) else kind(env, **config)
-    agent.learn(10**9, out=out, save_every=2, resume=out.exists(), callback=lambda a, _: a.updates < updates)
+    agent.learn(tokens, out=out, save_every=2, resume=out.exists())
 
 
 def _die_at(step: int) -> None:
@@ -138,29 +138,31 @@ def _rows(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.startswith("perf/")} for line in lines]
 
 
-def kill_runs(name: str, problem: str, trials: int, updates: int, seed: int, where: Path) -> Counter[str]:
+def kill_runs(name: str, problem: str, trials: int, tokens: int, seed: int, where: Path) -> Counter[str]:
     """How many runs were "killed", of them "in a write" and "before a checkpoint", and how many end "equal"."""
-    from lm_gym.checkpoints import numbered
+    from lm_gym.checkpoints import latest, numbered
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
 
-    def run(out: Path, dies_at: int | None, after: float | None) -> int:
+    def run(out: Path, dies_at: int | None, after: float | None) -> tuple[int, float]:
+        """Exit code, and seconds from the start of the work on."""
         started = context.Event()
-        child = context.Process(target=work, args=(name, problem, out, updates, dies_at, started))
+        child = context.Process(target=work, args=(name, problem, out, tokens, dies_at, started))
         child.start()
         started.wait()
+        began = time.monotonic()
         child.join(after)
         if child.is_alive():
             child.kill()
             child.join()
         assert child.exitcode is not None
-        return child.exitcode
+        return child.exitcode, time.monotonic() - began
 
-    began = time.monotonic()
-    if run(where / "whole", None, None) != 0:
+    code, seconds = run(where / "whole", None, None)
+    if code != 0:
         raise RuntimeError(f"the run of {name} that nobody killed broke off")
-    seconds = time.monotonic() - began
+    last = int(latest(where / "whole").name.removeprefix("step-"))
     count: Counter[str] = Counter()
     draw = random.Random(seed)
     while count["killed"] < trials:
@@ -168,8 +170,8 @@ def kill_runs(name: str, problem: str, trials: int, updates: int, seed: int, whe
         shutil.rmtree(out, ignore_errors=True)
         in_write = count["killed"] % 3 == 2
         # a checkpoint is about six flushes and renames, and there is one every second update
-        code = run(
-            out, draw.randint(1, 3 * updates) if in_write else None, None if in_write else draw.random() * seconds
+        code, _ = run(
+            out, draw.randint(1, 3 * last) if in_write else None, None if in_write else draw.random() * seconds
         )
         if code == 0:
             continue  # it was done before its moment came
@@ -177,7 +179,7 @@ def kill_runs(name: str, problem: str, trials: int, updates: int, seed: int, whe
         count["killed"] += 1
         count["in a write"] += in_write
         count["before a checkpoint"] += not numbered(out)
-        if run(out, None, None) != 0:
+        if run(out, None, None)[0] != 0:
             raise RuntimeError(f"{out} could not go on")
         odd = differences(where / "whole", out)
         count["equal"] += not odd
@@ -193,7 +195,7 @@ def main(options: Options) -> int:
     fine = True
     for name in options.agents:
         with tempfile.TemporaryDirectory() as where:
-            count = kill_runs(name, options.problem, options.trials, options.updates, options.seed, Path(where))
+            count = kill_runs(name, options.problem, options.trials, options.tokens, options.seed, Path(where))
         print(f"| {name} | {' | '.join(str(count[column]) for column in columns)} |", flush=True)
         fine &= count["equal"] == count["killed"]
     return 0 if fine else 1

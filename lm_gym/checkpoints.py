@@ -143,7 +143,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"expected a checkpoint folder with {STATE}, got {str(path.parent)!r}")
     try:
-        state = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        text = path.read_bytes().decode("utf-8")
+        state = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} is damaged: {e}") from e
     if not isinstance(state, dict):
@@ -156,7 +157,8 @@ def _read_state(path: Path) -> dict[str, Any]:
     ):
         raise ValueError(f"{path} is damaged: it expected the hashes of its files under {INTEGRITY!r}")
     assert isinstance(kept, dict)
-    if kept.get("state") != _digest({k: v for k, v in state.items() if k != INTEGRITY}):
+    own = {k: v for k, v in state.items() if k != INTEGRITY}
+    if kept.get("state") != _digest(own) or text != json.dumps(state, indent=1):
         raise ValueError(f"{path} is damaged: its contents are not those that were saved (SHA-256)")
     return state
 

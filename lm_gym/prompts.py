@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lm_gym.prompt_sources import Row, read_rows
@@ -20,6 +21,9 @@ Message = Mapping[str, Any]
 
 SHOWN = 5
 """Rows that an error lists before it counts the rest."""
+
+ENDLESS = 100_000
+"""Characters from which on a prompt's length is first looked at by so many of them."""
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that also go to the chat template of a conversational prompt, as in TRL."""
@@ -96,6 +100,10 @@ def load_prompts(
     _check_kinds(rows)
     _refuse(rows, [("is empty", row) for row in rows if not _has_text(row.prompt)], "give it at least one word")
     texts = [row.prompt if isinstance(row.prompt, str) else _templated(row, tokenizer) for row in rows]
+    if max_tokens is not None:
+        endless = [row for row, text in zip(rows, texts, strict=True) if _endless(text, tokenizer, max_tokens)]
+        advice = f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit"
+        _refuse(rows, [(f"has far more than {max_tokens} tokens", row) for row in endless], advice)
     token_ids = _tokenized(rows, texts, tokenizer, add_bos)
     _refuse(
         rows, [("has no tokens", row) for row, ids in zip(rows, token_ids, strict=True) if not ids], "drop or change it"
@@ -115,6 +123,13 @@ def load_prompts(
         )
         for index, (row, text, ids) in enumerate(zip(rows, texts, token_ids, strict=True))
     ]
+
+
+def _endless(text: str, tokenizer: Any, max_tokens: int) -> bool:
+    """Whether the beginning of a text is too long by itself: a line of 10 MB takes minutes to tokenize whole."""
+    if len(text) <= ENDLESS:
+        return False
+    return len(tokenizer(text[:ENDLESS], add_special_tokens=False)["input_ids"]) > 2 * max_tokens
 
 
 def _check_kinds(rows: Sequence[Row]) -> None:
@@ -220,4 +235,4 @@ def _refuse(rows: Sequence[Row], wrong: Iterable[tuple[str, Row]], advice: str) 
 
 
 def _described(source: Any) -> str:
-    return repr(source) if isinstance(source, str) else f"({type(source).__name__})"
+    return repr(str(source)) if isinstance(source, (str, Path)) else f"({type(source).__name__})"

@@ -188,7 +188,7 @@ def test_runs_killed_at_random_moments_end_bit_for_bit_equal(
     """Three kills here, the third inside a checkpoint's write; benchmarks/kill_resume.py makes twenty of each."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     kill_resume = importlib.import_module("kill_resume")
-    count = kill_resume.kill_runs(name, "exact", 3, 6, 0, tmp_path)
+    count = kill_resume.kill_runs(name, "exact", 3, 500, 0, tmp_path)
     assert count["killed"] == count["equal"] == 3 and count["in a write"] == 1
 
 
