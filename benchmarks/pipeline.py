@@ -23,8 +23,8 @@ from lm_gym.pipeline import Pipeline, run_pipeline
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PLOT = ROOT / "docs" / "results" / "pipeline.jsonl", ROOT / "docs" / "img" / "pipeline_kl.png"
-KL_COEFS = (0.02, 1.0, 4.0)
-PAIRS = (250, 1000)
+KL_COEFS = (0.02, 2.0)
+PAIRS = (300,)
 DEMONSTRATIONS = (2048,)
 FEW = {"texts": 256, "best_of_n": 2, "samples": 4}
 """An evaluation for sweeps; its prompts are among those of the default."""

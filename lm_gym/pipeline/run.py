@@ -57,7 +57,7 @@ def run_pipeline(
         say(f"{name}: as it is")
     ctx.records |= earlier
     for place, stage in enumerate(ALL[first : last + 1], first):
-        ctx.records[stage.name] = _run(ctx, stage, again=start is not None and place >= first)
+        ctx.records[stage.name] = _run(ctx, stage, again=start is not None)
         if stop() and place < last:
             raise Stopped
     return ctx.records
