@@ -18,8 +18,9 @@ deviation divides the reward but not the KL in the loss, and shrinks as the poli
 and less until only texts of the highest reward are left. Put its KL in the reward (``kl_in="reward"``) and it ends at
 the optimum too.
 
-Defaults: 128 texts a rollout, one pass in minibatches of 16 at the model's own step size (PPO makes twice as many
-steps), token mean, ε = .2, KL in the reward.
+Defaults: 128 texts a rollout, one pass in minibatches of 64 at twice the model's own step size, token mean, ε = .2, KL
+in the reward. Minibatches of 16 learn faster on ``tiny`` (J .574 in place of .513 after 20,000 tokens, one seed), and
+come to rest further from the optimum (worked example: one seed of five above .002 after 100,000 tokens).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from lm_gym.rollout import Rollout
 class ReinforcePPConfig(PolicyGradientConfig):
     """REINFORCE++'s fields, beside those of :class:`lm_gym.policy_gradient.PolicyGradientConfig`."""
 
-    minibatch_size: int | None = 16
+    minibatch_size: int | None = 64
     """Texts an optimizer step; None: the whole batch."""
     kl_in: str = "auto"
     """Where KL is paid: "auto" ("reward", and "loss" for the baseline variant, as published), "reward" (−β·(log π −
@@ -64,6 +65,7 @@ class ReinforcePP(LMAgent):
 
     config_class: ClassVar[type[ReinforcePPConfig]] = ReinforcePPConfig
     name: ClassVar[str] = "reinforce++"
+    step_scale: ClassVar[float] = 2.0
     config: ReinforcePPConfig
 
     def __init__(self, env: Any, **config: Any) -> None:

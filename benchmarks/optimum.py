@@ -67,7 +67,7 @@ def tasks() -> dict[str, Task]:
             0.1,
             "a best text with p_ref = .001 and three quarters of the best policy: 10 % of the reference's regret",
         ),
-        "long": Task({"horizon": 48}, 200_000, 0.6, "horizon 48: 60 % of the reference's regret"),
+        "long": Task({"horizon": 48}, 100_000, 0.75, "horizon 48: three quarters of the reference's regret"),
     }
 
 
@@ -189,7 +189,7 @@ def main() -> None:
     rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     if not args.table:
         done = {(r["agent"], r["language"], r["seed"]) for r in rows}
-        jobs = [(a, on, s) for on in args.languages for a in args.agents for s in range(args.seeds)]
+        jobs = [(a, on, s) for on in args.languages for s in range(args.seeds) for a in args.agents]
         todo = [job for job in jobs if job not in done]
         work: Callable[..., Any] = get_context("spawn").Pool(args.processes).imap_unordered
         for row in work(run, todo):
