@@ -118,8 +118,8 @@ def _verdict(results: Mapping[str, Any]) -> str:
     found = f"{said}; it is {beside} best-of-n. "
     learned, true = (_gain(policies, key) for key in ("reward", "gold"))
     if learned is not None and true is not None:
-        found += f"Over SFT the learned reward rose by {signed(learned, '.2f')} standard deviations, the gold by "
-        found += f"{signed(true, '.2f')}: "
+        found += f"Over SFT the learned reward rose by {signed(learned, 2, '')} standard deviations, the gold by "
+        found += f"{signed(true, 2, '')}: "
         found += "over-optimised." if learned - true > PARTED else "they moved together."
     return found
 
@@ -133,13 +133,13 @@ def _gain(policies: Mapping[str, Any], key: str) -> float | None:
 def _policies(ctx: Context, results: Mapping[str, Any]) -> str:
     rows = []
     for key, found in results["policies"].items():
-        kl = f"{found['kl']:.2f}" if found["kl_sem"] is not None else f"≤ {found['kl']:.2f}"
-        agreement = "–" if found["correlation"] is None else signed(found["correlation"], ".2f")
+        kl = signed(found["kl"], 2, "") if found["kl_sem"] is not None else f"≤ {found['kl']:.2f}"
+        agreement = "–" if found["correlation"] is None else signed(found["correlation"], 2, "")
         rows.append(
             [
                 f"<b>{safe(policy_name(ctx, key))}</b>",
                 interval(found["gold"]),
-                interval(found["reward"], "+.2f"),
+                interval(found["reward"], 2),
                 kl,
                 f"{found['length']:.1f}",
                 f"{found['ended']:.0%}",

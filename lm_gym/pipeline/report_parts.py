@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 NAMES = {"base": "Base", "sft": "SFT", "best-of-n": "Best-of-n", "rl": "RLHF"}
 
 
-def signed(value: float, form: str = "+.3f") -> str:
+def signed(value: float, digits: int = 3, plus: str = "+") -> str:
     """A number with a true minus sign, and never −0."""
-    return format(round(value, 6) + 0.0, form).replace("-", "−")
+    return f"{round(value, digits) + 0.0:{plus}.{digits}f}".replace("-", "−")
 
 
-def interval(found: Sequence[float], form: str = "+.3f") -> str:
+def interval(found: Sequence[float], digits: int = 3) -> str:
     """Value and 95% interval."""
-    value, low, high = (signed(x, form) for x in found)
+    value, low, high = (signed(x, digits) for x in found)
     return f"{value} <span class='error'>({low} to {high})</span>"
 
 
@@ -106,7 +106,7 @@ def samples_section(ctx: Context, rows: Sequence[Mapping[str, Any]]) -> str:
             found = row[policy]
             text = safe(found["text"].lstrip(" "))
             shown = text if text.strip() else '<span class="empty">(nothing)</span>'
-            numbers = f"<span>gold {signed(found['gold'])}</span><span>learned {signed(found['reward'], '+.2f')}</span>"
+            numbers = f"<span>gold {signed(found['gold'])}</span><span>learned {signed(found['reward'], 2)}</span>"
             css = "side after" if policy == "rl" else "side"
             head = f'<p class="scores"><b>{safe(policy_name(ctx, policy))}</b>{numbers}</p>'
             sides.append(f'<div class="{css}">{head}<p class="text" dir="auto">{shown}</p></div>')
