@@ -3,8 +3,8 @@
     python benchmarks/pipeline.py --what default kl pairs demonstrations --seeds 0 1 2
     python benchmarks/pipeline.py --plot
 
-Every run adds a line to docs/results/pipeline.jsonl; stages that runs have in common are made once. About 200 CPU
-seconds for a default run, 60 for each further KL coefficient, 110 for each amount of preference data.
+Every run adds a line to docs/results/pipeline.jsonl; stages that runs have in common are made once. About 220 CPU
+seconds for a default run, 60 for each further KL coefficient, 90 for each amount of preference data.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from lm_gym.decoding import Engine, GenerationParams
 from lm_gym.pipeline import Pipeline, run_pipeline
+from lm_gym.pipeline.context import Context
+from lm_gym.pipeline.evaluation import EVAL_SEED
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PLOT = ROOT / "docs" / "results" / "pipeline.jsonl", ROOT / "docs" / "img" / "pipeline_kl.png"
 KL_COEFS = (0.02, 2.0)
 PAIRS = (300,)
 DEMONSTRATIONS = (2048,)
-FEW = {"texts": 256, "best_of_n": 2, "samples": 4}
-"""An evaluation for sweeps; its prompts are among those of the default."""
+LAST = 3
+"""Updates at the end of training whose texts (128 each, on training prompts) a sweep is measured on."""
 
 
 def config_of(what: str, value: float, seed: int) -> Pipeline:
@@ -35,7 +38,6 @@ def config_of(what: str, value: float, seed: int) -> Pipeline:
     config = Pipeline(seed=seed)
     if what == "default":
         return config
-    config = replace(config, evaluation=replace(config.evaluation, **FEW))
     if what == "kl":
         return replace(config, rl=replace(config.rl, kl_coef=float(value)))
     if what == "pairs":
@@ -49,29 +51,39 @@ def run(what: str, value: float, seed: int, out: Path) -> dict[str, Any]:
     if what == "default":
         folder = base
     elif base.exists() and not folder.exists():
-        shutil.copytree(base, folder)
-    made = run_pipeline(config_of(what, value, seed), folder)
-    results, judge = made["evaluation"].numbers, made["reward-model"].numbers
-    policies = results["policies"]
-    last = [json.loads(line) for line in (folder / "rl" / "run" / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "what": what, "value": value, "seed": seed,
-        "gold": {name: found["gold"] for name, found in policies.items()},
-        "kl": policies["rl"]["kl"], "length": policies["rl"]["length"], "different": policies["rl"]["different"],
-        "reward": {name: [found["reward"][0], found["reward_std"]] for name, found in policies.items()},
-        "gold_std": policies["sft"]["gold_std"], "agreement": {n: f["correlation"] for n, f in policies.items()},
-        "win": results["wins"]["rl"]["sft"], "win_best_of_n": results["wins"]["rl"]["best-of-n"],
-        "sft_win": results["wins"]["sft"]["base"], "bon_win": results["wins"]["best-of-n"]["sft"],
-        "judge": judge["accuracy"], "ece": judge["ece"], "sft": made["sft"].numbers,
-        "cpu": {name: record.cpu_seconds for name, record in made.items()},
-        "tokens": {"sft": made["sft"].numbers["tokens"], "preferences": made["preferences"].numbers["tokens"],
-                   "rl": made["rl"].numbers["tokens"]},
-        "training": [[row["tokens"], row["objective/scores"], row["reward/gold"], row["objective/kl"]] for row in last],
-    }  # fmt: skip
+        shutil.copytree(base, folder, ignore=shutil.ignore_patterns(".*"))  # what is being made there is not copied
+    config = config_of(what, value, seed)
+    made = run_pipeline(config, folder, until={"default": None, "demonstrations": "sft"}.get(what, "rl"))
+    row: dict[str, Any] = {"what": what, "value": value, "seed": seed, "sft": made["sft"].numbers}
+    row["cpu"] = {name: record.cpu_seconds for name, record in made.items()}
+    if what == "demonstrations":
+        return row | {"sft_gold": sft_gold(config, folder)}
+    lines = (folder / "rl" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    kept = {"objective/scores", "reward/gold", "objective/kl", "length/mean", "length/ended_share", "tokens"}
+    row["training"] = [{k: v for k, v in json.loads(line).items() if k in kept} for line in lines]
+    row["judge"], row["tokens"] = made["reward-model"].numbers["accuracy"], made["rl"].numbers["tokens"]
+    if "evaluation" in made:
+        row |= {"evaluation": made["evaluation"].numbers, "drawn": made["preferences"].numbers["tokens"]}
+    return row
+
+
+def sft_gold(config: Pipeline, folder: Path) -> list[float]:
+    """Mean gold score of the fine-tuned model on the evaluation prompts, and its standard error."""
+    context = Context(config, folder, say=print, stop=lambda: False, progress=False)
+    lm, prompts = context.policy("sft"), context.prompts[1]
+    params = GenerationParams(max_new_tokens=config.max_new_tokens, rows=256)
+    tokens = [c.tokens for c in Engine(lm, seed=EVAL_SEED).generate([p.token_ids for p in prompts], params)]
+    gold = context.gold_scores(prompts, [lm.decode(ids) for ids in tokens], tokens)
+    return [float(gold.mean()), float(gold.std(ddof=1) / np.sqrt(len(gold)))]
+
+
+def late(row: dict[str, Any], metric: str) -> float:
+    """The mean of a metric over the last updates."""
+    return float(np.mean([update[metric] for update in row["training"][-LAST:]]))
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
-    """Gold score and learned reward of the trained policy over β, in deviations of SFT's texts; a dot a seed."""
+    """Gold score, learned reward and KL at the end of training over β: a dot a seed, lines through the means."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,27 +92,19 @@ def plot(rows: list[dict[str, Any]]) -> None:
     usual = Pipeline().rl.kl_coef
     found = [(usual if r["what"] == "default" else r["value"], r) for r in rows if r["what"] in ("default", "kl")]
     coefs = sorted({coef for coef, _ in found})
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4))
-
-    def learned(r: dict[str, Any]) -> float:
-        return float((r["reward"]["rl"][0] - r["reward"]["sft"][0]) / r["reward"]["sft"][1])
-
-    def gold(r: dict[str, Any]) -> float:
-        return float((r["gold"]["rl"][0] - r["gold"]["sft"][0]) / r["gold_std"])
-
-    for name, measure, colour, mark in (("learned reward", learned, "#1f5fbf", "o"), ("gold", gold, "#c2571a", "s")):
-        left.plot(*zip(*[(c, measure(r)) for c, r in found]), mark, color=colour, alpha=0.5, markersize=5)
-        means = [np.mean([measure(r) for c, r in found if c == coef]) for coef in coefs]
-        left.plot(coefs, means, color=colour, label=name)
-    left.set(xscale="log", xlabel="β, log-odds per nat", ylabel="above SFT, standard deviations")
-    left.legend(frameon=False)
-    right.plot(*zip(*[(c, r["kl"]) for c, r in found]), "o", color="#1f5fbf", alpha=0.5, markersize=5)
-    right.plot(coefs, [np.mean([r["kl"] for c, r in found if c == coef]) for coef in coefs], color="#1f5fbf")
-    right.set(xscale="log", xlabel="β, log-odds per nat", ylabel="KL to SFT, nats a text")
-    for axes in (left, right):
+    figure, places = pyplot.subplots(1, 3, figsize=(10, 3.1))
+    panels = (("reward/gold", "gold score"), ("objective/scores", "learned reward, log-odds"))
+    for axes, (metric, name) in zip(places, (*panels, ("objective/kl", "KL to SFT, nats a text")), strict=True):
+        axes.plot(*zip(*[(c, late(r, metric)) for c, r in found], strict=True), "o", color="#1f5fbf", alpha=0.45)
+        axes.plot(coefs, [np.mean([late(r, metric) for c, r in found if c == b]) for b in coefs], color="#1f5fbf")
+        start = np.mean([r["training"][0][metric] for _, r in found])
+        axes.axhline(start, color="#7a828e", linestyle="--", linewidth=1, label="SFT")
+        axes.set(xscale="log", xlabel="β, log-odds per nat", title=name)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
+    places[0].legend(frameon=False)
     figure.tight_layout()
+    PLOT.parent.mkdir(exist_ok=True)
     figure.savefig(PLOT, dpi=150)
 
 

@@ -92,8 +92,9 @@ def _print(results: Mapping[str, Any]) -> None:
     for name, found in results["policies"].items():
         value, low, high = found["gold"]
         rate = "" if name == "sft" else "{:.3f} ({:.3f} to {:.3f})".format(*results["wins"][name]["sft"]["rate"])
+        kl = round(found["kl"], 2) + 0.0  # never -0.00
         print(
-            f"{name:<11} {value:+.3f} ({low:+.3f} to {high:+.3f})  {found['reward'][0]:+8.2f} {round(found['kl'], 2) + 0.0:7.2f} "
+            f"{name:<11} {value:+.3f} ({low:+.3f} to {high:+.3f})  {found['reward'][0]:+8.2f} {kl:7.2f} "
             f"{found['length']:7.1f}   {rate}"
         )
 
