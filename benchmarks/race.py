@@ -27,8 +27,13 @@ from typing import Any
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
 AIM, FRESH, MOST = 0.6, 256, 60_000
-BEST: dict[str, dict[str, Any]] = {}
-"""Configurations that were found best for this task, beside the defaults; docs/algorithms.md has what each needs."""
+SMALL = {"batch_size": 16, "minibatch_size": 4, "learning_rate": 1e-3, "lr_schedule": "constant"}
+BEST: dict[str, dict[str, Any]] = {
+    "ppo": SMALL,
+    "grpo": {**SMALL, "epochs": 4},
+    "reinforce++": {**SMALL, "epochs": 4},
+}
+"""Configurations for this task, beside the defaults: few texts an update and many steps on them, as the aim is near."""
 
 
 def assets(folder: Path) -> dict[str, Any]:

@@ -67,8 +67,9 @@ def test_the_optimum_is_found_to_the_digits(seed: int) -> None:
 def test_the_baseline_variant_pays_ever_less_kl() -> None:
     """Its end point is .4177; with KL in the reward the same variant finds the optimum."""
     assert exact.endpoint(exact.ExactLanguage(), **BASELINE).regret == pytest.approx(0.4177, abs=5e-5)
-    assert exact_runs.regret(ReinforcePP, 20_000, group_size=8, minibatch_size=32, learning_rate=0.05) > 0.1
-    assert exact_runs.regret(ReinforcePP, 12_000, group_size=8, minibatch_size=32, learning_rate=0.05, kl_in="reward") < 0.02
+    steps = {"group_size": 8, "minibatch_size": 32, "learning_rate": 0.05}
+    assert exact_runs.regret(ReinforcePP, 20_000, **steps) > 0.1
+    assert exact_runs.regret(ReinforcePP, 12_000, **steps, kl_in="reward") < 0.02
 
 
 def test_what_is_published_does_not_warn_and_what_is_biased_by_choice_does() -> None:
