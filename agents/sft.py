@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lm_gym import measures
+from lm_gym import blame, measures
 from lm_gym.agent import LMAgent, Update
 from lm_gym.agent_config import AgentConfig
 from lm_gym.cycle import Cycle
@@ -75,6 +75,7 @@ class SFT(LMAgent):
             (part.nll / count).backward()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = torch.nn.utils.clip_grad_norm_(list(self.params.values()), c.max_grad_norm)
+        blame.check_gradient(float(norm), None)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         metrics |= {

@@ -48,7 +48,8 @@ class Suspect(FloatingPointError):
     """A number that cannot be right, with the texts of the batch and the token at fault.
 
     Attributes:
-        part: the batch, or None where no batch is known. row, place: which text of it, and which token.
+        part: the batch, or None where no batch is known. row, place: which text of it, and which token; None where no
+            single one is at fault.
         now: (n,) what the policy said of the batch's n response tokens when it was found, or None.
         ours: it contradicts what must hold whatever the step size is, so that no guard goes on after it.
     """
@@ -57,8 +58,8 @@ class Suspect(FloatingPointError):
         self,
         reason: str,
         part: Rollout | None = None,
-        row: int = 0,
-        place: int = 0,
+        row: int | None = None,
+        place: int | None = None,
         now: torch.Tensor | None = None,
         *,
         ours: bool = False,
@@ -125,7 +126,19 @@ def check_minibatch(batch: Minibatch, numbers: Mapping[str, float], *, mismatch:
         raise _at(batch, f"{broken[0]} of a minibatch expected finite, got {numbers[broken[0]]}")
 
 
-def check_gradient(norm: float, part: Rollout) -> None:
+def check_texts(logprobs: torch.Tensor, part: Rollout) -> None:
+    """Refuse log-probs of whole texts (B,) that are not finite.
+
+    Raises:
+        Suspect: names the text.
+    """
+    bad = ~torch.isfinite(logprobs)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        raise Suspect(f"the log-prob of a text expected finite, got {float(logprobs[row])}", part, row)
+
+
+def check_gradient(norm: float, part: Rollout | None) -> None:
     """Refuse a gradient that is not finite, before it reaches the weights.
 
     Raises:
@@ -147,28 +160,36 @@ def describe(agent: LMAgent, error: Suspect) -> dict[str, Any]:
     part = error.part
     assert part is not None
     lm, row, place = agent.policy.lm, error.row, error.place
-    prompts, responses = part.token_lists()
-    token = responses[row][place]
-    own = part.response_mask[: row + 1].sum(-1)
-    flat = int(own[:-1].sum()) + place
-    found = {
+    found: dict[str, Any] = {
         "reason": error.reason,
+        "drawn_with": f"the weights after update {agent.engine.version}",
+        "now_with": f"the weights after update {agent.updates} and {_steps(agent)} optimizer steps in all",
+    }
+    if row is None:
+        return found
+    prompts, responses = part.token_lists()
+    found |= {
         "prompt": lm.decode([i for i in prompts[row] if i < lm.vocab_size]),
         "text": lm.decode(responses[row]),
         "prompt_ids": prompts[row],
         "tokens": responses[row],
         "row": row,
+        "mask": part.response_mask[row].int().tolist(),
+    }
+    if place is None:
+        return found
+    token = responses[row][place]
+    own = part.response_mask[: row + 1].sum(-1)
+    flat = int(own[:-1].sum()) + place
+    found |= {
         "place": place,
         "token": token,
         "token_text": lm.decode([token]),
-        "mask": part.response_mask[row].int().tolist(),
         "logprob_drawn": _number(part.logprobs, row, place),
         "logprob_now": None if error.now is None else _plain(float(error.now[flat])),
         "ref_logprob": _number(part.ref_logprobs, row, place),
         "reward": _number(part.rewards, row, place),
         "value": _number(part.values, row, place),
-        "drawn_with": f"the weights after update {agent.engine.version}",
-        "now_with": f"the weights after update {agent.updates} and {_steps(agent)} optimizer steps in all",
     }
     return {key: value for key, value in found.items() if value is not None}
 
@@ -192,6 +213,10 @@ def explain(agent: LMAgent, error: Suspect) -> str:
     if error.part is None:
         return head
     found = describe(agent, error)
+    if "row" not in found:
+        return f"{head}, in a minibatch of {len(error.part)} texts"
+    if "place" not in found:
+        return f"{head}, of {found['text']!r:.200} after the prompt {found['prompt']!r:.120}"
     now = f", {found['logprob_now']} now ({found['now_with']})" if "logprob_now" in found else ""
     token = f"Token {found['place']} ({found['token']}, {found['token_text']!r}) of {found['text']!r:.200}"
     drawn = f"log-prob {found['logprob_drawn']} when it was drawn ({found['drawn_with']})"
@@ -235,7 +260,10 @@ def answer(agent: LMAgent, error: Suspect, out: str | Path | None) -> str:
     """
     words = explain(agent, error)
     if out is not None and error.part is not None:
-        words += f". Dump: lm-gym replay {dump(agent, error, out)}"
+        try:
+            words += f". Dump: lm-gym replay {dump(agent, error, out)}"
+        except OSError as e:  # a full disk must not hide what went wrong
+            words += f". There is no dump: {e}"
     if agent.watch is not None and not error.ours:
         return agent.watch.roll_back(words)
     advice = "" if error.ours else ". Lower learning_rate, or look at the samples of the updates before"

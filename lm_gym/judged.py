@@ -204,7 +204,10 @@ def descend(
     total, found = 0.0, []
     for index in torch.arange(n).split(step):
         texts = (index[:, None] * k + torch.arange(k)).flatten()
-        logps = text_logprobs(agent, batch.texts.select(texts)).view(-1, k)
+        part = batch.texts.select(texts)
+        whole = text_logprobs(agent, part)
+        blame.check_texts(whole.detach(), part)
+        logps = whole.view(-1, k)
         value = loss(logps, index).sum() / n
         value.backward()  # type: ignore[no-untyped-call]
         total += float(value.detach())

@@ -96,8 +96,12 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
     dpo.learn(100)
     with torch.no_grad():
         dpo.policy.lm.logits[0, 0] = torch.nan
-    with pytest.raises(blame.Suspect, match="the norm of the gradient expected finite, got nan"):
+    before = {k: p.detach().clone() for k, p in dpo.policy.named_parameters()}
+    with pytest.raises(
+        blame.Suspect, match="the log-prob of a text expected finite, got nan, of '.*' after the prompt"
+    ):
         dpo.learn(100)
+    assert all(torch.equal(p.isnan(), before[k].isnan()) for k, p in dpo.policy.named_parameters())
 
 
 def test_what_a_rollout_must_not_hold(tmp_path: Path) -> None:

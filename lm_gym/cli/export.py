@@ -83,15 +83,15 @@ def replay(options: Replay) -> int:
     table = Table()
     for heading in ("token", "id", "text", "drawn", "recorded", "replayed", "reference", "KL of the state"):
         table.add_column(heading)
-    own = (found.texts == token["row"]).nonzero().flatten().tolist()
-    first = max(0, token["place"] - TOKENS_SHOWN // 2)
+    own = (found.texts == token.get("row", 0)).nonzero().flatten().tolist()
+    first = max(0, token.get("place", 0) - TOKENS_SHOWN // 2)
     for i in own[first : first + TOKENS_SHOWN]:
         at = int(found.places[i])
         recorded = "" if found.recorded is None else f"{float(found.recorded[i]):.6f}"
         numbers = (found.drawn[i], found.logprobs[i], found.ref_logprobs[i], found.kls[i])
         drawn, again, ref, kl = (f"{float(x):.6f}" for x in numbers)
         word = repr(mdp.reference.decode([int(found.tokens[i])]))
-        mark = " <" if at == token["place"] else ""
+        mark = " <" if at == token.get("place") else ""
         table.add_row(f"{at}{mark}", str(int(found.tokens[i])), word, drawn, recorded, again, ref, kl)
     console.print(table)
     if found.same is not None:
