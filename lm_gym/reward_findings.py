@@ -49,7 +49,11 @@ def _accuracy(results: Mapping[str, Any]) -> Iterator[str]:
             f"Below the ceiling: the judge orders {gap.value:.1%} fewer pairs as labelled than the gold does (interval "
             f"{gap.low:.1%} to {gap.high:.1%}; up to {GAP:.0%} is good). More pairs, epochs or layers may help."
         )
-    elif gap is None and results["accuracy"]["judge"].low < 0.5:
+        return
+    found = results["accuracy"]["judge"]
+    if gap is None and found.high < 0.5:
+        yield f"Worse than chance: {found.value:.1%} of the labels (up to {found.high:.1%}). Is a larger score better?"
+    elif gap is None and found.low <= 0.5:
         yield "No better than chance: the interval of the accuracy holds 50%."
 
 

@@ -199,6 +199,14 @@ def test_a_judge_that_knows_nothing_is_below_the_ceiling_and_one_too_sure_is_not
     assert about(sure, "too sure")
 
 
+def test_without_a_gold_a_judge_is_held_against_chance():
+    pairs = [Preference(f"{i}", "a b", "a", label=float(i % 4 != 3)) for i in range(100)]  # 75 of 100 take the longer
+    for sign, words in ((1, []), (-1, ["Worse than chance: 25.0%"]), (0, ["No better than chance"])):
+        judged = judge_pairs(pairs, [lambda completions, sign=sign, **_: [sign * len(c) * 1.0 for c in completions]])
+        found = about(evaluate(judged), "chance")
+        assert [line[: len(word)] for line, word in zip(found, words, strict=True)] == words
+
+
 def test_leaks_kinds_distance_policy_and_ensembles():
     train = label_pairs(world_pairs(300, "train", seed=1), Annotators())
     policy_pairs = [
