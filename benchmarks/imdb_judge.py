@@ -29,7 +29,7 @@ SHORT = 25
 """Words: as long as what stories260K writes in 32 tokens."""
 INVERSE_PENALTY = 10.0
 """C of the logistic regression."""
-OPTIONS = {"ngram_range": [1, 2], "min_df": 5, "sublinear_tf": True}
+OPTIONS: dict[str, Any] = {"ngram_range": [1, 2], "min_df": 5, "sublinear_tf": True}
 """Of TfidfVectorizer: words and pairs of them that occur in 5 reviews; 1 + log of their count."""
 WEIGHTS, WORDS = "judge.safetensors", "judge.json"
 KL_COEF, TOKENS = 0.1, 50_000
