@@ -13,7 +13,9 @@ from ppo_runs import environment, ppo, problem
 from lm_gym import exact
 from lm_gym.agent_state import weights
 from lm_gym.agents import PPO, Reference
+from lm_gym.cli import main
 from lm_gym.guard import Guard, Watch, worse
+from lm_gym.tracking import read_jsonl
 
 SMALL = {"batch_size": 32, "minibatch_size": 16, "lr_schedule": "constant"}
 
@@ -179,3 +181,24 @@ def test_what_a_guard_cannot_watch() -> None:
     wrapped = gym.wrappers.TransformReward(environment(problem()), lambda r: r)
     with pytest.raises(ValueError, match="guard expected an environment without wrappers"):
         ppo(wrapped).learn(100, guard=Guard())
+
+
+def test_the_command_line_guards_on_held_out_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = "--batch-size 8 --minibatch-size 8 --epochs 1 --max-new-tokens 4 --eval-texts 0 --threads 1".split()
+    run = ["--out", str(tmp_path / "run")]
+    guarded = ["--guard-every", "1", "--guard-prompts", "8", "--guard-kl", "50", "--save-every", "1"]
+    assert main(["train", "ppo", *run, "--total-tokens", "60", *flags, *guarded, "--keep-checkpoints", "1"]) == 0
+    assert main(["train", "ppo", *run, "--total-tokens", "120", "--resume"]) == 0
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert len(rows) >= 3 and [row["guard/rollbacks"] for row in rows] == [0] * len(rows)
+    looks = [row["guard/tokens"] for row in rows]
+    assert looks == sorted(set(looks)) and looks[0] <= 2 * 8 * 4, "the start and the first update"
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{len(rows)}"]
+    capsys.readouterr()
+    other = ["--out", str(tmp_path / "other"), *flags[6:]]
+    assert main(["train", "ppo", *other, "--guard-kl", "5"]) == 2
+    assert main(["train", "reference", *other, "--guard-every", "5"]) == 2
+    assert main(["train", "ppo", *other, "--guard-every", "5", "--guard-prompts", "2"]) == 2
+    errors = capsys.readouterr().err
+    for message in ("guard_kl has no effect without guard_every", "which trains nothing", "guard n expected"):
+        assert message in errors
