@@ -260,7 +260,7 @@ class LMAgent:
                 tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
                 checkpoints.rewind(out, self.updates)
             self.watch = None if guard is None else Watch(self, guard, self.saved_guard if resume else None)
-            saved = None
+            self.saved_guard = saved = None
             while self.progress < 1.0:
                 try:
                     done = self._advance()
