@@ -23,6 +23,7 @@ from lm_gym.decoding import Engine, GenerationParams
 from lm_gym.pipeline import Pipeline, run_pipeline
 from lm_gym.pipeline.context import Context
 from lm_gym.pipeline.evaluation import EVAL_SEED
+from lm_gym.runinfo import write_atomically
 
 ROOT = Path(__file__).parents[1]
 RESULTS, PLOT = ROOT / "docs" / "results" / "pipeline.jsonl", ROOT / "docs" / "img" / "pipeline_kl.png"
@@ -77,6 +78,20 @@ def sft_gold(config: Pipeline, folder: Path) -> list[float]:
     return [float(gold.mean()), float(gold.std(ddof=1) / np.sqrt(len(gold)))]
 
 
+def keep(row: dict[str, Any]) -> None:
+    """Write a row in place of an earlier one of the same run, and print what it says."""
+    same = ("what", "value", "seed")
+    lines = RESULTS.read_text(encoding="utf-8").splitlines() if RESULTS.exists() else []
+    others = [line for line in lines if any(json.loads(line)[name] != row[name] for name in same)]
+    RESULTS.parent.mkdir(exist_ok=True)
+    write_atomically(RESULTS, "\n".join([*others, json.dumps(row)]) + "\n")
+    words = [f"{row['what']} {row['value']:g}, seed {row['seed']}:"]
+    if "training" in row:
+        words += [f"{name.split('/')[1]} {late(row, name):.3f}" for name in ("objective/scores", "objective/kl")]
+        words += [f"gold {late(row, 'reward/gold'):.3f}", f"gap {row['judge']['gap'][0]:.3f}"]
+    print(*words, *([f"gold {row['sft_gold'][0]:.3f}"] if "sft_gold" in row else []), flush=True)
+
+
 def late(row: dict[str, Any], metric: str) -> float:
     """The mean of a metric over the last updates."""
     return float(np.mean([update[metric] for update in row["training"][-LAST:]]))
@@ -121,9 +136,7 @@ def main() -> None:
     for what in options.what:
         for value in options.values or values[what]:
             for seed in options.seeds:
-                row = run(what, value, seed, options.out)
-                with open(RESULTS, "a", encoding="utf-8") as file:
-                    file.write(json.dumps(row) + "\n")
+                keep(run(what, value, seed, options.out))
     if options.plot:
         plot([json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()])
 
