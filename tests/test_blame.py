@@ -11,7 +11,7 @@ import pytest
 import torch
 from ppo_runs import environment, ppo, problem
 
-from lm_gym import blame, kl
+from lm_gym import blame, kl, replay
 from lm_gym.agents import DPO, PPO
 from lm_gym.cli import main
 from lm_gym.guard import Guard
@@ -41,7 +41,7 @@ def stop(agent: Any, out: Path) -> tuple[blame.Suspect, Path, dict[str, Any]]:
     assert f"lm-gym replay {folder}" in str(found.value)
     assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
     assert sorted(p.name for p in (out / "checkpoints").iterdir()) == ["step-1", "step-2"], "the last one is whole"
-    return found.value, folder, blame.read(folder)[1]["token"]
+    return found.value, folder, replay.read(folder)[1]["token"]
 
 
 def test_a_log_prob_that_does_not_match(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_log_prob_that_does_not_match(tmp_path: Path) -> None:
     assert "after update 2" in token["drawn_with"] and "8 optimizer steps" not in token["drawn_with"]
     for word in (repr(planted["text"]), f"Token 0 ({planted['token']}", str(token["logprob_now"])):
         assert word in str(error)
-    again = blame.replay(folder, ppo(environment(problem()), **SMALL))
+    again = replay.replay(folder, ppo(environment(problem()), **SMALL))
     assert again.same, "the same weights, the same batch: the same numbers to the bit"
     at = int(((again.texts == token["row"]) & (again.places == 0)).nonzero())
     assert float(again.logprobs[at]) == token["logprob_now"] and float(again.drawn[at]) == token["logprob_drawn"]
@@ -83,7 +83,7 @@ def test_an_exploding_ratio_and_a_nan(tmp_path: Path) -> None:
 
     error, folder, token = stop(faulty(nan), tmp_path / "nan")
     assert token["logprob_now"] == "nan" and token["logprob_drawn"] < 0
-    again = blame.replay(folder, ppo(environment(problem()), **SMALL))
+    again = replay.replay(folder, ppo(environment(problem()), **SMALL))
     assert again.same and bool(again.logprobs.isnan().all())
 
 
@@ -126,7 +126,7 @@ def test_a_negative_exact_kl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         agent.learn(10_000, out=tmp_path)
     assert found.value.ours
     (folder,) = (tmp_path / "blame").iterdir()
-    assert {"hidden", "ref_hidden"} <= set(blame.read(folder)[0]["batch"]), "what the KL was computed from"
+    assert {"hidden", "ref_hidden"} <= set(replay.read(folder)[0]["batch"]), "what the KL was computed from"
 
 
 def test_a_guard_goes_on_after_an_accident_and_not_after_a_contradiction(tmp_path: Path) -> None:

@@ -63,16 +63,16 @@ def replay(options: Replay) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from lm_gym import blame
+    from lm_gym import replay as again
     from lm_gym.cli.options import load_agent
     from lm_gym.cli.sample import problem_of_run
 
     folder = Path(options.dump)
-    _, state = blame.read(folder)
+    _, state = again.read(folder)
     run = folder.resolve().parent.parent
     mdp, name = problem_of_run(run)
     agent = load_agent(name)(gymnasium.make("LMAlign-v0", mdp=mdp), **_config(state["config"]))
-    found = blame.replay(folder, agent)
+    found = again.replay(folder, agent)
     token = found.token
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)  # a number that is cut off is no number
