@@ -21,8 +21,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "best-of-n": {"n": 4},
     "dpo": {"n_pairs": 40},
     "grpo": {"group_size": 4},
-    "nlpo": {"mask_every": 2, "minibatch_size": 8},
-    "ppo": {"minibatch_size": 8, "kl_target": 0.5, "kl_horizon": 100, "kl_reference": "ema"},
+    "nlpo": {"mask_every": 2},
+    "ppo": {"kl_target": 0.5, "kl_horizon": 100, "kl_reference": "ema"},
 }
 """What makes an agent's own state part of the test."""
 DEMONSTRATIONS = [{"prompt": p, "completion": c} for p in ("abc", "a", "bad") for c in ("aa", "bab", "cab", "head")]
@@ -36,6 +36,8 @@ def made(name: str) -> tuple[Any, Any, dict[str, Any]]:
     """An agent's class, an environment and a small configuration."""
     (kind,) = (point.load() for point in entry_points(group="lm_gym.agents") if point.name == name)
     config = {"batch_size": 16, **SMALL.get(name, {})}
+    if hasattr(kind.config_class, "minibatch_size"):
+        config["minibatch_size"] = 4
     if name == "sft":
         return kind, environment(problem()), {**config, "data": DEMONSTRATIONS, "batch_size": 5, "eval_every": 2}
     return kind, gym.make("LMAlignExact-v0"), config
