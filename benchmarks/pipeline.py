@@ -92,13 +92,16 @@ def keep(row: dict[str, Any]) -> None:
     print(*words, *([f"gold {row['sft_gold'][0]:.3f}"] if "sft_gold" in row else []), flush=True)
 
 
-def late(row: dict[str, Any], metric: str) -> float:
-    """The mean of a metric over the last updates."""
-    return float(np.mean([update[metric] for update in row["training"][-LAST:]]))
+def late(row: dict[str, Any], metric: str, upto: int | None = None) -> float:
+    """The mean of a metric over the last updates, of the first `upto` where that is given."""
+    return float(np.mean([update[metric] for update in row["training"][:upto][-LAST:]]))
 
 
 def plot(rows: list[dict[str, Any]]) -> None:
-    """Gold score, learned reward and KL at the end of training over β: a dot a seed, lines through the means."""
+    """Gold score, learned reward and KL late in training over β: a dot a seed, lines through the means.
+
+    All at the same number of updates, which is that of the shortest run (a stopped one keeps what it logged).
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -107,11 +110,12 @@ def plot(rows: list[dict[str, Any]]) -> None:
     usual = Pipeline().rl.kl_coef
     found = [(usual if r["what"] == "default" else r["value"], r) for r in rows if r["what"] in ("default", "kl")]
     coefs = sorted({coef for coef, _ in found})
+    upto = min(len(r["training"]) for _, r in found)
     figure, places = pyplot.subplots(1, 3, figsize=(10, 3.1))
     panels = (("reward/gold", "gold score"), ("objective/scores", "learned reward, log-odds"))
     for axes, (metric, name) in zip(places, (*panels, ("objective/kl", "KL to SFT, nats a text")), strict=True):
-        axes.plot(*zip(*[(c, late(r, metric)) for c, r in found], strict=True), "o", color="#1f5fbf", alpha=0.45)
-        axes.plot(coefs, [np.mean([late(r, metric) for c, r in found if c == b]) for b in coefs], color="#1f5fbf")
+        axes.plot(*zip(*[(c, late(r, metric, upto)) for c, r in found], strict=True), "o", color="#1f5fbf", alpha=0.45)
+        axes.plot(coefs, [np.mean([late(r, metric, upto) for c, r in found if c == b]) for b in coefs], color="#1f5fbf")
         start = np.mean([r["training"][0][metric] for _, r in found])
         axes.axhline(start, color="#7a828e", linestyle="--", linewidth=1, label="SFT")
         axes.set(xscale="log", xlabel="β, log-odds per nat", title=name)
