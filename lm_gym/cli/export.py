@@ -89,10 +89,10 @@ def replay(options: Replay) -> int:
         at = int(found.places[i])
         recorded = "" if found.recorded is None else f"{float(found.recorded[i]):.6f}"
         numbers = (found.drawn[i], found.logprobs[i], found.ref_logprobs[i], found.kls[i])
-        drawn, again, ref, kl = (f"{float(x):.6f}" for x in numbers)
+        cells = [f"{float(x):.6f}" for x in numbers]
         word = repr(mdp.reference.decode([int(found.tokens[i])]))
         mark = " <" if at == token.get("place") else ""
-        table.add_row(f"{at}{mark}", str(int(found.tokens[i])), word, drawn, recorded, again, ref, kl)
+        table.add_row(f"{at}{mark}", str(int(found.tokens[i])), word, cells[0], recorded, *cells[1:])
     console.print(table)
     if found.same is not None:
         console.print("the log-probs are those of the dump, bit for bit" if found.same else "the log-probs differ")

@@ -195,7 +195,7 @@ def reward_model(ctx: Context, place: Workplace) -> dict[str, Any]:
     folder, config = ctx.out / "preferences", ctx.config.reward_model
     train, test = (load_preferences(str(folder / name)) for name in ("train.jsonl", "test.jsonl"))
     model = {"sft": str(ctx.out / "sft" / POLICY), "base": ctx.config.model}.get(config.start, config.start)
-    options = {"model": model, "seed": ctx.config.seed, "device": ctx.config.device}
+    options: dict[str, Any] = {"model": model, "seed": ctx.config.seed, "device": ctx.config.device}
     fit = train_reward_model(train, config.config, **options, log=lambda row: ctx.say(_look(row)))
     fit.save(place.folder / JUDGE)
     judged = judge_pairs(test, [fit.judge])
