@@ -15,8 +15,11 @@ from lm_gym.tracking import METRICS, OPEN_FAMILIES, read_jsonl
 
 TOKENS = 1000
 SMALL = ["--batch-size", "32", "--max-new-tokens", "8", "--eval-texts", "4", "--threads", "1"]
-NEEDS = {"sft": ["--data", "{data}", "--eval-data", "{data}", "--eval-every", "3", "--packing"]}
-"""Flags that an agent cannot do without: demonstrations. Preference agents draw their own pairs."""
+NEEDS = {
+    "sft": ["--data", "{data}", "--eval-data", "{data}", "--eval-every", "3", "--packing"],
+    "reinforce++": ["--minibatch-size", "16"],
+}
+"""Flags that an agent cannot do without: demonstrations, and minibatches no larger than these small batches."""
 
 
 @pytest.mark.parametrize("name", agent_names())
