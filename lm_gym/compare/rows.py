@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +74,180 @@ class Problem:
 
 
 REQUIRED = ("agent", "env", "kl_coef", "seed", "tokens", "reward", "kl")
+
+_COUNTS = ("seed", "tokens", "prompts", "reward_calls", "offline_pairs")
+_SHARES = ("distinct_2", "win_rate")
+_NOT_NEGATIVE = ("kl_coef", "length", "cpu_seconds")
+_NAMES = ("agent", "env", "source")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a JSONL file, one JSON object a line; empty lines are passed over.
+
+    A row that does not say its ``source`` gets the file's name: what `lm-gym compare` writes always says it.
+
+    Raises:
+        ValueError: what is no row, or two of the same (agent, env, kl_coef, seed); it names file and line.
+    """
+    rows: list[Row] = []
+    places: list[str] = []
+    for number, line in enumerate(_text(path).split("\n"), 1):
+        if line.strip():
+            where = f"{path}, line {number}"
+            rows.append(row_from(_parsed(line, where), where, source=path.name))
+            places.append(where)
+    check_distinct(rows, places)
+    return rows
+
+
+def write_rows(rows: Iterable[Row], path: Path) -> None:
+    """Writes the rows as JSONL, whole or not at all: to a temporary name first, then renamed.
+
+    Raises:
+        ValueError: a row that :func:`read_rows` would refuse, or two of the same run.
+    """
+    rows = list(rows)
+    check_distinct(rows)
+    text = "".join(row_line(row) for row in rows)
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def row_line(row: Row) -> str:
+    """The row as one line of JSON with its line end; what it cannot hold (NaN, a negative count) is refused here."""
+    where = f"the row of {row.agent} on {row.env}, seed {row.seed}"
+    line = json.dumps(asdict(row), ensure_ascii=False)
+    row_from(_parsed(line, where), where)
+    return f"{line}\n"
+
+
+def row_from(record: object, where: str, source: str = "lm-gym") -> Row:
+    """A row from a parsed JSON object, every field checked.
+
+    Args:
+        record: the object. where: what error messages begin with. source: of a row that does not say.
+
+    Raises:
+        ValueError: an unknown or missing key, or a value that a run cannot have; with what was expected and what came.
+    """
+    if not isinstance(record, Mapping):
+        raise ValueError(f"{where}: expected a JSON object with the fields of a run, got {_shown(record)}")
+    known = [entry.name for entry in fields(Row)]
+    for key in record:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"a row has {', '.join(known)}."
+            raise ValueError(f"{where}: unknown key {key!r}: {hint} What else a run has to say goes into 'config'.")
+    missing = [key for key in REQUIRED if record.get(key) is None]
+    if missing:
+        raise ValueError(f"{where}: expected {', '.join(REQUIRED)}; there is no {' and no '.join(missing)}")
+    values = {key: _value(key, value, where) for key, value in record.items() if value is not None}
+    row = Row(**{"source": source, **values})
+    if row.curve is not None and row.curve[-1][0] > row.tokens:
+        raise ValueError(f"{where}: 'curve' goes on to {row.curve[-1][0]} tokens, but the run has {row.tokens}")
+    return row
+
+
+def check_distinct(rows: Iterable[Row], places: Iterable[str] | None = None) -> None:
+    """Refuses two rows of the same (agent, env, kl_coef, seed): which of them counts, nobody can tell.
+
+    Args:
+        rows: the rows. places: where each of them stands, for the message; None: their sources.
+    """
+    rows = list(rows)
+    seen: dict[tuple[str, str, float, int], str] = {}
+    for row, place in zip(rows, places or [f"source {row.source!r}" for row in rows], strict=True):
+        key = (row.agent, row.env, row.kl_coef, row.seed)
+        if key in seen:
+            raise ValueError(
+                f"{place}: expected one row a run, got a second one of {row.agent} on {row.env} at kl_coef "
+                f"{row.kl_coef:g}, seed {row.seed} (the first: {seen[key]}). Leave one out, or rename one's agent."
+            )
+        seen[key] = place
+
+
+def _value(key: str, value: object, where: str) -> Any:
+    """A field's value as :class:`Row` holds it."""
+    if key in _NAMES:
+        if isinstance(value, str) and value.strip():
+            return value
+        raise ValueError(f"{where}: expected a name for {key!r}, got {_shown(value)}")
+    if key == "config":
+        if isinstance(value, Mapping):
+            return dict(value)
+        raise ValueError(f"{where}: expected an object of the agent's options for 'config', got {_shown(value)}")
+    if key == "curve":
+        return _curve(value, where)
+    if key in _COUNTS:
+        return _count(value, key, where)
+    number = _number(value, key, where)
+    if key in _NOT_NEGATIVE and number < 0:
+        raise ValueError(f"{where}: expected {key!r} to be 0 or more, got {number:g}")
+    if key in _SHARES and not 0 <= number <= 1:
+        raise ValueError(f"{where}: expected {key!r} between 0 and 1, got {number:g}")
+    return number
+
+
+def _curve(value: object, where: str) -> tuple[tuple[int, float], ...]:
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{where}: expected [tokens, J] pairs for 'curve' (or null), got {_shown(value)}")
+    points = []
+    for point in value:
+        if not isinstance(point, list | tuple) or len(point) != 2:
+            raise ValueError(f"{where}: expected a pair [tokens, J] in 'curve', got {_shown(point)}")
+        points.append((_count(point[0], "curve", where), _number(point[1], "curve", where)))
+    tokens = [point[0] for point in points]
+    if tokens[0] != 0 or any(after <= before for before, after in pairwise(tokens)):
+        raise ValueError(
+            f"{where}: expected the tokens of 'curve' to grow from 0 (J before training) to the end, "
+            f"got {_shown(tokens)}"
+        )
+    return tuple(points)
+
+
+def _number(value: object, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{where}: expected a finite number for {key!r}, got {_shown(value)}")
+    return float(value)
+
+
+def _count(value: object, key: str, where: str) -> int:
+    number = _number(value, key, where)
+    if number < 0 or number != int(number):
+        raise ValueError(f"{where}: expected a whole number from 0 on for {key!r}, got {_shown(value)}")
+    return int(number)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text with a JSON object a line, but {error}") from None
+
+
+def _parsed(line: str, where: str) -> object:
+    def refused(constant: str) -> float:
+        raise ValueError(f"{where}: expected finite numbers, got {constant} (a value that is not known is null)")
+
+    def finite(digits: str) -> float:
+        return float(digits) if math.isfinite(float(digits)) else refused(digits)
+
+    def once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        keys = [key for key, _ in pairs]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"{where}: expected every key once, got {key!r} {keys.count(key)} times")
+        return dict(pairs)
+
+    try:
+        return json.loads(line, parse_constant=refused, parse_float=finite, object_pairs_hook=once)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{where}: expected a JSON object (a run a line), got {_shown(line)}: {error.msg} at column {error.colno}"
+        ) from None
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
