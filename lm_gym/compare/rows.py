@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -207,16 +208,17 @@ def _curve(value: object, where: str) -> tuple[tuple[int, float], ...]:
 
 
 def _number(value: object, key: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"{where}: expected a finite number for {key!r}, got {_shown(value)}")
-    return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf:
+        with contextlib.suppress(OverflowError):  # a whole number of 400 digits
+            return float(value)
+    raise ValueError(f"{where}: expected a finite number for {key!r}, got {_shown(value)}")
 
 
 def _count(value: object, key: str, where: str) -> int:
     number = _number(value, key, where)
     if number < 0 or number != int(number):
         raise ValueError(f"{where}: expected a whole number from 0 on for {key!r}, got {_shown(value)}")
-    return int(number)
+    return value if isinstance(value, int) else int(number)  # a seed may have more digits than a float
 
 
 def _text(path: Path) -> str:

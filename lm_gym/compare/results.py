@@ -1,0 +1,226 @@
+"""What the rows of a comparison say: every run's score against its problem, and what cannot be said, as notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lm_gym.compare.rows import Problem, Row, check_distinct
+from lm_gym.compare.statistics import Interval, iqm, iqm_interval, pooled_iqm, tokens_to
+
+Key = tuple[str, float]
+"""A problem: (env, kl_coef)."""
+
+FEW = 5
+"""With fewer seeds a percentile interval holds the truth much less often than it says (docs/compare.md)."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row with what its problem makes of it.
+
+    Attributes:
+        row: the run. gain: J − J_ref. regret: J* − J; None where J* is not known. score: gain / (J* − J_ref); None
+            where J* is not known or the reference is the optimum.
+        half, most: tokens to 50 % and to 95 % of the gap (:attr:`Setting.gap`); ``inf``: not reached, None: no curve.
+    """
+
+    row: Row
+    gain: float
+    regret: float | None
+    score: float | None
+    half: float | None
+    most: float | None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A problem, and the gap that ``tokens to half of the gap`` speaks of.
+
+    Attributes:
+        problem: of the rows. scored: whether there are scores: J* is known and above J_ref. gap: J* − J_ref; where J*
+            is not known, what the best agent gained (IQM of J at the end). leader: its name; None where J* is known.
+    """
+
+    problem: Problem
+    scored: bool
+    gap: float
+    leader: str | None
+
+    @property
+    def key(self) -> Key:
+        return self.problem.env, self.problem.kl_coef
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem.env}, β = {self.problem.kl_coef:g}"
+
+    def height(self, run: Run) -> float:
+        """What runs of this problem are compared by: the score, or the gain where there is no score."""
+        return run.gain if run.score is None else run.score
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An interquartile mean over seeds with its 95 % bootstrap interval (None: a single run)."""
+
+    value: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """All runs by agent and problem.
+
+    Attributes:
+        agents: best first, by their mean rank on the problems that they ran on. settings: the problems. runs: by
+            (agent, problem), sorted by seed; absent where there are none. notes: sentences for the reader.
+    """
+
+    agents: tuple[str, ...]
+    settings: tuple[Setting, ...]
+    runs: dict[tuple[str, Key], tuple[Run, ...]]
+    notes: tuple[str, ...] = field(default=())
+
+    def heights(self, agent: str, setting: Setting) -> list[float]:
+        """(n,) scores, or gains, of the agent's seeds on a problem; empty where it did not run."""
+        return [setting.height(run) for run in self.runs.get((agent, setting.key), ())]
+
+    def estimate(self, agent: str, setting: Setting, of: Callable[[Run], float | None]) -> Estimate | None:
+        """IQM and interval of a number a run, over the runs that have it; None where none has."""
+        values = [of(run) for run in self.runs.get((agent, setting.key), ())]
+        known = [value for value in values if value is not None]
+        return Estimate(pooled_iqm([known]), iqm_interval([known])) if known else None
+
+    @property
+    def scored(self) -> tuple[Setting, ...]:
+        """The problems that have scores, which can be put together."""
+        return tuple(setting for setting in self.settings if setting.scored)
+
+    def complete(self) -> tuple[str, ...]:
+        """The agents that ran on every scored problem: nothing is imputed for the others."""
+        if not self.scored:
+            return ()
+        return tuple(name for name in self.agents if all((name, setting.key) in self.runs for setting in self.scored))
+
+    def aggregate(self, agent: str) -> Estimate:
+        """IQM of an agent's scores over all scored problems, seeds resampled within each."""
+        strata = [self.heights(agent, setting) for setting in self.scored]
+        return Estimate(pooled_iqm(strata), iqm_interval(strata))
+
+
+def gather(rows: Sequence[Row], problems: Sequence[Problem]) -> Results:
+    """Puts rows and problems together.
+
+    Args:
+        rows: of all agents, each (agent, env, kl_coef, seed) once. problems: each (env, kl_coef) once; those without
+            rows are left out.
+
+    Raises:
+        ValueError: no rows, a run twice, a problem twice, or rows of a problem that is not there.
+    """
+    if not rows:
+        raise ValueError("expected the rows of at least one run, got none")
+    check_distinct(rows)
+    known = {(problem.env, problem.kl_coef): problem for problem in problems}
+    if len(known) < len(problems):
+        raise ValueError("expected every (env, kl_coef) once among the problems; one is there twice")
+    for row in rows:
+        if (row.env, row.kl_coef) not in known:
+            there = ", ".join(f"{env} at {kl_coef:g}" for env, kl_coef in known) or "none"
+            raise ValueError(
+                f"{row.source}: a row of {row.agent} is of {row.env} at kl_coef {row.kl_coef:g}, and what that is "
+                f"measured against is not known (known: {there}). Name it with --env and --kl-coef, or leave it out."
+            )
+    grouped: dict[tuple[str, Key], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: (row.agent, row.seed)):
+        grouped.setdefault((row.agent, (row.env, row.kl_coef)), []).append(row)
+    settings = tuple(
+        _setting(problem, {agent: group for (agent, there), group in grouped.items() if there == key})
+        for key, problem in known.items()
+        if any(there == key for _, there in grouped)
+    )
+    by_key = {setting.key: setting for setting in settings}
+    runs = {(a, key): tuple(_run(row, by_key[key]) for row in group) for (a, key), group in grouped.items()}
+    results = Results(_ranked(runs, settings), settings, runs)
+    return Results(results.agents, settings, runs, tuple(_notes(results)))
+
+
+def _setting(problem: Problem, groups: dict[str, list[Row]]) -> Setting:
+    if problem.j_star is not None:
+        gap = problem.j_star - problem.j_ref
+        return Setting(problem, gap > 0, gap, None)
+    ends = {agent: float(iqm([row.j for row in group])) for agent, group in groups.items()}
+    leader = max(ends, key=lambda agent: ends[agent])
+    return Setting(problem, False, ends[leader] - problem.j_ref, leader)
+
+
+def _run(row: Row, setting: Setting) -> Run:
+    problem = setting.problem
+    gain = row.j - problem.j_ref
+    regret = None if problem.j_star is None else problem.j_star - row.j
+    half, most = (
+        None if row.curve is None or setting.gap <= 0 else tokens_to(row.curve, problem.j_ref + share * setting.gap)
+        for share in (0.5, 0.95)
+    )
+    return Run(row, gain, regret, gain / setting.gap if setting.scored else None, half, most)
+
+
+def _ranked(runs: dict[tuple[str, Key], tuple[Run, ...]], settings: Sequence[Setting]) -> tuple[str, ...]:
+    shares: dict[str, list[float]] = {agent: [] for agent, _ in runs}
+    for setting in settings:
+        ends = {
+            agent: float(iqm([run.gain for run in group])) for (agent, key), group in runs.items() if key == setting.key
+        }
+        for agent, end in ends.items():
+            shares[agent].append(sum(other > end for other in ends.values()) / len(ends))
+    return tuple(sorted(shares, key=lambda agent: (float(np.mean(shares[agent])), agent)))
+
+
+def _notes(results: Results) -> list[str]:
+    notes = []
+    few: dict[int, list[str]] = {}
+    for (agent, _), group in results.runs.items():
+        few.setdefault(len(group), []).append(agent)
+    for count in sorted(few):
+        if count < FEW:
+            names = _names(sorted(set(few[count]), key=results.agents.index), results.agents)
+            what = "there is no interval" if count == 1 else "the intervals mean little"
+            notes.append(f"{count} seed{'s' * (count > 1)} for {names}: {what}.")
+    if len(few) > 1:
+        notes.append("Not all agents have the same number of seeds (column seeds).")
+    for setting in results.settings:
+        notes += _setting_notes(results, setting)
+    outside = [name for name in results.agents if name not in results.complete()]
+    if len(results.scored) > 1 and outside:
+        notes.append(f"Not in what is put together over {len(results.scored)} problems: {', '.join(outside)}.")
+    return notes
+
+
+def _setting_notes(results: Results, setting: Setting) -> list[str]:
+    notes = []
+    here = {agent: results.runs[agent, setting.key] for agent in results.agents if (agent, setting.key) in results.runs}
+    absent = [agent for agent in results.agents if agent not in here]
+    if absent:
+        notes.append(f"{setting.title}: no runs of {', '.join(absent)}.")
+    if setting.leader is not None:
+        what = f"the gap is what {setting.leader} gained (IQM of J at the end, {setting.gap:.4f}): J* is not known"
+        notes.append(f"{setting.title}: {what}." if setting.gap > 0 else f"{setting.title}: no agent gained anything.")
+    elif not setting.scored:
+        notes.append(f"{setting.title}: the reference is the best policy already; there is no gap, and no score.")
+    above = [
+        agent for agent, group in here.items() if any(run.regret is not None and run.regret < -1e-6 for run in group)
+    ]
+    if above:
+        what = "their reward and KL must be estimates, or of another problem"
+        notes.append(f"{setting.title}: regret below 0 for {', '.join(above)}: {what}.")
+    without = [agent for agent, group in here.items() if any(run.row.curve is None for run in group)]
+    if without:
+        notes.append(f"{setting.title}: not all runs have a curve of {_names(without, tuple(here))}.")
+    return notes
+
+
+def _names(names: Sequence[str], everybody: Sequence[str]) -> str:
+    return "all agents" if len(everybody) > 1 and set(names) == set(everybody) else ", ".join(names)
