@@ -31,15 +31,23 @@ def tokenizer(alphabet: Sequence[str] | None = None, *, pad: str | None = PAD) -
 
 
 def llama(
-    vocab: int, *, seed: int = 0, kv_heads: int = 4, positions: int = 128, scale: float = 0.3, **more: Any
+    vocab: int,
+    *,
+    seed: int = 0,
+    width: int = 32,
+    heads: int = 4,
+    kv_heads: int = 4,
+    positions: int = 128,
+    scale: float = 0.3,
+    **more: Any,
 ) -> Any:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocab,
-        hidden_size=32,
+        hidden_size=width,
         intermediate_size=48,
         num_hidden_layers=2,
-        num_attention_heads=4,
+        num_attention_heads=heads,
         num_key_value_heads=kv_heads,
         max_position_embeddings=positions,
         initializer_range=0.3,
@@ -51,13 +59,13 @@ def llama(
     return LlamaForCausalLM(config).eval()
 
 
-def gpt2(vocab: int, *, seed: int = 0, positions: int = 128) -> Any:
+def gpt2(vocab: int, *, seed: int = 0, width: int = 32, heads: int = 4, positions: int = 128) -> Any:
     torch.manual_seed(seed)
     config = GPT2Config(
         vocab_size=vocab,
-        n_embd=32,
+        n_embd=width,
         n_layer=2,
-        n_head=4,
+        n_head=heads,
         n_positions=positions,
         initializer_range=0.3,
         bos_token_id=1,
