@@ -18,6 +18,7 @@ from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
 from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
+from lm_gym.engines import make_engine
 from lm_gym.evaluation import Drawn, measure
 from lm_gym.guard import Guard, Watch
 from lm_gym.kl_control import KLControl
@@ -84,13 +85,7 @@ class LMAgent:
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate * self.step_scale if c.learning_rate is None else c.learning_rate
         self.optimizer = Adam32(self.params, lr=self.base_lr)
-        self.engine = Engine(
-            self.policy.lm,
-            guide=self.mdp.reference,
-            value_head=self.policy.value if self.policy.value_head is not None else None,
-            keep_hidden=True,
-            seed=c.seed,
-        )
+        self.engine = make_engine(self)
         self.generator = torch.Generator().manual_seed(c.seed + 1)  # shuffles prompts and minibatches
         self.tokens, self.episodes, self.updates = 0, 0, 0
         self.prompt_order = Cycle(len(self.mdp.prompts), self.generator)

@@ -56,6 +56,8 @@ class PolicyGradientConfig(AgentConfig):
     """Weight of an entropy bonus in the loss. Not a substitute for KL: it biases the end point."""
     normalize_scores: int = 0
     """Above 0: scores to mean 0 and standard deviation 1 of so many samples of the reference. Rescales β."""
+    engine: str = "builtin"
+    """What decodes the texts of an update: "builtin", or "vllm" (the extra lm-gym[vllm])."""
     ratio_tolerance: float = 1e-3
     """|log ratio| of the first minibatch above which a warning names the worst token (.5 in 16-bit)."""
 
