@@ -86,6 +86,11 @@ class Pipeline:
 
 
 @dataclass
+class Compare:
+    """Agents beside each other, tuned equally, with tables and figures: `lm-gym compare --help`."""
+
+
+@dataclass
 class Doctor:
     """Check this installation, and say what to do about what is broken."""
 
@@ -102,6 +107,7 @@ Command = (
     | Annotated[Annotate, tyro.conf.subcommand("annotate")]
     | Annotated[Reward, tyro.conf.subcommand("reward")]
     | Annotated[Pipeline, tyro.conf.subcommand("pipeline")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
@@ -153,6 +159,10 @@ def run(args: Sequence[str]) -> int:
         from lm_gym.cli.pipeline import pipeline
 
         return pipeline(args[1:])
+    if args[:1] == ["compare"]:
+        from lm_gym.cli.compare import compare
+
+        return compare(args[1:])
     command = tyro.cli(
         Command,  # type: ignore[arg-type]
         prog="lm-gym",

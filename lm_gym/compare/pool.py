@@ -1,0 +1,96 @@
+"""Jobs, each in a process of its own, a few at a time. A process that dies takes its own job with it and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, get_context, parent_process
+from typing import Any, Generic, TypeVar
+
+Job = TypeVar("Job")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Job]):
+    """What became of a job: a value, or an error in words.
+
+    Attributes:
+        diverged: the error is a number that blew up, which it would do again. warnings: said in the process, each once.
+    """
+
+    job: Job
+    value: Any = None
+    error: str | None = None
+    diverged: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], processes: int) -> Iterator[Outcome[Job]]:
+    """``function(job)`` of every job, in the order in which they finish; function and jobs are pickled ("spawn").
+
+    Where this is left early (Ctrl-C), the processes that still run are stopped.
+    """
+    context: Any = get_context("spawn")
+    waiting, running = list(reversed(jobs)), {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.pop()
+                mine, theirs = context.Pipe(duplex=False)
+                process = context.Process(target=_work, args=(function, job, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                running[mine] = (process, job)
+            for pipe in connection.wait(list(running)):
+                process, job = running.pop(pipe)
+                yield _outcome(process, job, pipe)
+    finally:
+        for process, _ in running.values():
+            process.terminate()
+        for process, _ in running.values():
+            process.join()
+
+
+def _outcome(process: Any, job: Job, pipe: Any) -> Outcome[Job]:
+    try:
+        found = pipe.recv()
+    except EOFError:
+        found = None
+    pipe.close()
+    process.join()
+    if found is None:
+        code = process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Outcome(job, error=f"its process ended with {how} (out of memory, or killed)")
+    return Outcome(job, **found)
+
+
+def _work(function: Callable[[Any], Any], job: Any, pipe: Any) -> None:
+    """In the child: run, and send what came of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which stops us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+    found: dict[str, Any]
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        try:
+            found = {"value": function(job)}
+        except Exception as error:  # whatever an agent or a judge may raise, the other runs go on
+            words = " ".join(str(error).split())
+            found = {"error": f"{type(error).__name__}: {words}", "diverged": isinstance(error, FloatingPointError)}
+    ours = {" ".join(str(w.message).split()) for w in seen if issubclass(w.category, (UserWarning, RuntimeWarning))}
+    pipe.send(found | {"warnings": tuple(sorted(ours))})
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed leaves nobody to report to."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
