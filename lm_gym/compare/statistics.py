@@ -70,6 +70,22 @@ def iqm_interval(scores: Sequence[ArrayLike], level: float = 0.95, resamples: in
     return _percentiles(iqm(np.concatenate(stratified_resamples(scores, resamples), axis=-1)), level)
 
 
+def iqm_band(values: ArrayLike, level: float = 0.95, resamples: int = 1000) -> tuple[FloatArray, FloatArray]:
+    """Pointwise intervals of the IQM over runs of a curve.
+
+    Args:
+        values: (n, G), a run a row. level, resamples: as everywhere.
+
+    Returns:
+        (G,) lower and (G,) upper ends. A run is drawn or left out as a whole.
+    """
+    runs = np.asarray(values, dtype=np.float64)
+    (drawn,) = stratified_resamples([np.arange(len(runs))], resamples)
+    middles = iqm(np.moveaxis(runs[drawn.astype(int)], 1, -1))
+    low, high = np.quantile(middles, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
 def profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> FloatArray:
     """The run-score distribution P(score > τ), the mean over problems of the share of runs above τ (§4.2).
 

@@ -77,7 +77,7 @@ def runs_csv(results: Results) -> str:
 
 def curves_csv(results: Results) -> str:
     """A line a point of every run's curve: agent, env, kl_coef, seed, tokens, J."""
-    points = [
+    points: list[Sequence[Cell]] = [
         [run.row.agent, run.row.env, run.row.kl_coef, run.row.seed, *point]
         for run in _in_order(results)
         for point in run.row.curve or ()
