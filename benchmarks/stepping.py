@@ -39,7 +39,7 @@ parser.add_argument("--json")
 P, T = 16, 32
 
 
-def build(kind: str, vocab: int) -> Any:
+def build(kind: str, vocab: int, positions: int = 256) -> Any:
     """A model of random weights with a tokenizer that only decodes: speed does not depend on what it says."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -52,7 +52,7 @@ def build(kind: str, vocab: int) -> Any:
     ids: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": 1, "pad_token_id": 0}
     model: Any
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=256, n_embd=256, n_layer=4, n_head=4, **ids))
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=256, n_layer=4, n_head=4, **ids))
     else:
         model = LlamaForCausalLM(
             LlamaConfig(
@@ -61,7 +61,7 @@ def build(kind: str, vocab: int) -> Any:
                 intermediate_size=704,
                 num_hidden_layers=4,
                 num_attention_heads=4,
-                max_position_embeddings=256,
+                max_position_embeddings=positions,
                 **ids,
             )
         )
