@@ -42,6 +42,7 @@ _STYLE: Any = {
     "grid.linewidth": 0.5,
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
 }
 SCORE_LABEL = "score (J − J_ref) / (J* − J_ref)"
 GAIN_LABEL = "J − J_ref, reward units"
@@ -96,10 +97,12 @@ def limits(values: ArrayLike) -> tuple[float, float]:
 
 def score_axis(ticked: Axis, low: float, high: float, label: str = SCORE_LABEL) -> None:
     """Scores on an axis that holds their positions, from ``low`` to ``high``."""
-    if high - low < 0.9:
+    if high - low < 1.3:
         inside = [*MaxNLocator(4).tick_values(1 - 10.0**-low, 1 - 10.0**-high)]
     else:
-        inside = [-99.0, -9.0, 0.0, *([0.5] if high - low < 3 else []), 0.9, 0.99, 0.999, 0.9999, 1 - NEAREST]
+        half = [0.5] if high - low < 3 else []
+        near = [1 - NEAREST] if high >= score_position(1 - NEAREST) else [0.9999]  # their labels would touch
+        inside = [-99.0, -9.0, 0.0, *half, 0.9, 0.99, 0.999, *near]
     ticks = [(float(score_position(tick)), tick) for tick in inside if tick < 1]
     shown = [(place, tick) for place, tick in ticks if low - 1e-9 <= place <= high + 1e-9]
     ticked.set_major_locator(FixedLocator([place for place, _ in shown]))

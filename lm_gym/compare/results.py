@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,7 +82,7 @@ class Results:
     agents: tuple[str, ...]
     settings: tuple[Setting, ...]
     runs: dict[tuple[str, Key], tuple[Run, ...]]
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     def heights(self, agent: str, setting: Setting) -> list[float]:
         """(n,) scores, or gains, of the agent's seeds on a problem; empty where it did not run."""
@@ -145,7 +145,7 @@ def gather(rows: Sequence[Row], problems: Sequence[Problem]) -> Results:
     by_key = {setting.key: setting for setting in settings}
     runs = {(a, key): tuple(_run(row, by_key[key]) for row in group) for (a, key), group in grouped.items()}
     results = Results(_ranked(runs, settings), settings, runs)
-    return Results(results.agents, settings, runs, tuple(_notes(results)))
+    return replace(results, notes=tuple(_notes(results)))
 
 
 def _setting(problem: Problem, groups: dict[str, list[Row]]) -> Setting:
@@ -181,46 +181,68 @@ def _ranked(runs: dict[tuple[str, Key], tuple[Run, ...]], settings: Sequence[Set
 
 def _notes(results: Results) -> list[str]:
     notes = []
-    few: dict[int, list[str]] = {}
+    seeds: dict[int, set[str]] = {}
     for (agent, _), group in results.runs.items():
-        few.setdefault(len(group), []).append(agent)
-    for count in sorted(few):
+        seeds.setdefault(len(group), set()).add(agent)
+    for count in sorted(seeds):
         if count < FEW:
-            names = _names(sorted(set(few[count]), key=results.agents.index), results.agents)
-            what = "there is no interval" if count == 1 else "the intervals mean little"
-            notes.append(f"{count} seed{'s' * (count > 1)} for {names}: {what}.")
-    if len(few) > 1:
-        notes.append("Not all agents have the same number of seeds (column seeds).")
+            what = (
+                "one run tells nothing of the spread, there is no interval" if count == 1 else "intervals mean little"
+            )
+            notes.append(f"{count} seed{'s' * (count > 1)} for {_names(results, seeds[count])}: {what}.")
+    if len(seeds) > 1:
+        notes.append("The number of seeds differs (column seeds); where an agent has more of them on one problem, that")
+        notes[-1] += " problem weighs more in its IQM over all."
+    found: dict[str, list[str]] = {}
     for setting in results.settings:
-        notes += _setting_notes(results, setting)
-    outside = [name for name in results.agents if name not in results.complete()]
+        for note in _setting_notes(results, setting):
+            found.setdefault(note, []).append(setting.title)
+    for note, titles in found.items():
+        notes.append(f"{'everywhere' if len(titles) == len(results.settings) > 1 else '; '.join(titles)}: {note}.")
+    outside = set(results.agents) - set(results.complete())
     if len(results.scored) > 1 and outside:
-        notes.append(f"Not in what is put together over {len(results.scored)} problems: {', '.join(outside)}.")
+        what = f"not in what is put together over the {len(results.scored)} problems, for they did not run on all"
+        notes.append(f"{_names(results, outside)}: {what}; nothing is imputed.")
     return notes
 
 
 def _setting_notes(results: Results, setting: Setting) -> list[str]:
     notes = []
     here = {agent: results.runs[agent, setting.key] for agent in results.agents if (agent, setting.key) in results.runs}
-    absent = [agent for agent in results.agents if agent not in here]
+    absent = set(results.agents) - set(here)
     if absent:
-        notes.append(f"{setting.title}: no runs of {', '.join(absent)}.")
-    if setting.leader is not None:
-        what = f"the gap is what {setting.leader} gained (IQM of J at the end, {setting.gap:.4f}): J* is not known"
-        notes.append(f"{setting.title}: {what}." if setting.gap > 0 else f"{setting.title}: no agent gained anything.")
+        notes.append(f"no runs of {_names(results, absent)}")
+    if setting.leader is not None and setting.gap > 0:
+        what = (
+            f"the gap is what the best agent gained, {setting.leader} (IQM of J at the end − J_ref = {setting.gap:.4f})"
+        )
+        notes.append(f"J* is not known; {what}")
+    elif setting.leader is not None:
+        notes.append("J* is not known, and no agent gained anything: there is no gap")
     elif not setting.scored:
-        notes.append(f"{setting.title}: the reference is the best policy already; there is no gap, and no score.")
-    above = [
-        agent for agent, group in here.items() if any(run.regret is not None and run.regret < -1e-6 for run in group)
-    ]
+        notes.append("the reference is the best policy already: there is no gap, and no score")
+    above = {agent for agent, group in here.items() if any((run.regret or 0.0) < -1e-6 for run in group)}
     if above:
-        what = "their reward and KL must be estimates, or of another problem"
-        notes.append(f"{setting.title}: regret below 0 for {', '.join(above)}: {what}.")
-    without = [agent for agent, group in here.items() if any(run.row.curve is None for run in group)]
+        notes.append(f"J above J* for {_names(results, above)}: reward and KL are estimates, or of another problem")
+    for name, what in _OPTIONAL.items():
+        known = {agent: [getattr(run.row, name) is not None for run in group] for agent, group in here.items()}
+        partly = {agent for agent, has in known.items() if any(has) and not all(has)}
+        if partly:
+            notes.append(f"{what} of some runs of {_names(results, partly)} is not known")
+    without = {agent for agent, group in here.items() if all(run.row.curve is None for run in group)}
     if without:
-        notes.append(f"{setting.title}: not all runs have a curve of {_names(without, tuple(here))}.")
+        notes.append(f"no curve of {_names(results, without)}, and so no tokens to the gap")
     return notes
 
 
-def _names(names: Sequence[str], everybody: Sequence[str]) -> str:
-    return "all agents" if len(everybody) > 1 and set(names) == set(everybody) else ", ".join(names)
+_OPTIONAL = {
+    "length": "the length (the IQM is that of the others)",
+    "distinct_2": "distinct-2 (the IQM is that of the others)",
+    "win_rate": "the win rate (the IQM is that of the others)",
+    "curve": "the curve (fig-curves shows the others)",
+}
+
+
+def _names(results: Results, names: set[str]) -> str:
+    everybody = len(results.agents) > 1 and names == set(results.agents)
+    return "all agents" if everybody else ", ".join(sorted(names, key=results.agents.index))

@@ -51,9 +51,7 @@ def text(results: Results) -> str:
     for setting in results.settings:
         parts += [_heading(setting), _results_table(results, setting), _cost_table(results, setting)]
     if len(results.scored) > 1 and results.complete():
-        parts.append(f"### All {len(results.scored)} problems with a known optimum together")
-        lines = [[name, *_with_interval(results.aggregate(name), 4)] for name in results.complete()]
-        parts.append(_markdown(["agent", "score, IQM", "95 % interval"], lines))
+        parts.append(_together_table(results))
     if results.notes:
         parts.append("\n".join(["Notes", "", *(f"- {note}" for note in results.notes)]))
     return "\n\n".join(parts) + "\n"
@@ -170,6 +168,18 @@ def _cost_table(results: Results, setting: Setting) -> str:
         times = [_time([run.half for run in group]), _time([run.most for run in group])]
         lines.append([agent, counts[0], *times, *counts[1:], seconds])
     return _markdown(header, lines)
+
+
+def _together_table(results: Results) -> str:
+    """Over all problems with a known optimum. The mean stands beside the IQM, which leaves out the worst quarter."""
+    ends = {name: results.aggregate(name) for name in results.complete()}
+    lines = []
+    for name in sorted(ends, key=lambda name: -ends[name].value):
+        means = [mean(results.heights(name, setting)) for setting in results.scored]
+        lines.append([name, *_with_interval(ends[name], 4), _number(mean(means), 4), _number(min(means), 4)])
+    header = ["agent", "score, IQM", "95 % interval", "mean", "worst problem, mean"]
+    title = f"### All {len(results.scored)} problems with a known optimum together"
+    return f"{title}\n\n{_markdown(header, lines)}"
 
 
 def _by_height(results: Results, setting: Setting) -> list[str]:
