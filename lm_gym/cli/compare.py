@@ -163,7 +163,7 @@ def _said(call: Call, settings: Any, done: Any) -> str:
     """What the numbers rest on, and where they are."""
     lines = [f"Every run has {settings.total_tokens:,} tokens; seeds 0 to {settings.seeds - 1}; the last checkpoint."]
     if settings.tune_trials:
-        counts = {}
+        counts: dict[str, int] = {}
         for (agent, _, _), count in done.tuned.items():
             counts[agent] = max(count, counts.get(agent, 0))
         untuned = [name for name in settings.agents if name not in counts]

@@ -15,7 +15,7 @@ from lm_gym.mdp import AlignmentMDP
 BEST_OF = 16
 PASSES = 3
 """Over the best of n: a text that cost sixteen is read three times."""
-PROMPTS_AT_ONCE = 16
+PROMPTS_AT_ONCE = 4
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def of_the_optimum(language: ExactLanguage, n: int, seed: int) -> Demonstrations
 def best_of_the_reference(mdp: AlignmentMDP, total_tokens: int, seed: int) -> Demonstrations:
     """The best of 16 texts of the reference for each prompt in a shuffled order, within a budget.
 
-    Of ``total_tokens`` 16/19 go into drawing; what is left is three passes over the texts that were kept, if the best
-    texts are as long as the others.
+    Of ``total_tokens`` 16/19 go into drawing. What is left for imitating is three passes over what was kept, where the
+    best texts are as long as the others.
     """
     rng, engine = np.random.default_rng(seed), Engine(mdp.reference, seed=seed)
     budget = total_tokens * BEST_OF / (BEST_OF + PASSES)

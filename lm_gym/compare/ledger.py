@@ -89,7 +89,7 @@ class Ledger:
     def add_trial(self, job: Job, config: Mapping[str, Any], j: float | None, error: str | None = None) -> None:
         """``config``: the fields that final runs are given if this trial wins; j None: it diverged."""
         agent, env, kl_coef = job.group
-        found = {"agent": agent, "env": env, "kl_coef": kl_coef, "trial": job.trial, "seed": job.seed}
+        found: dict[str, Any] = {"agent": agent, "env": env, "kl_coef": kl_coef, "trial": job.trial, "seed": job.seed}
         found |= {"config": dict(config), "j": j, "error": error}
         self._append("trials.jsonl", found)
         self.trials.setdefault(job.group, {})[found["trial"]] = found

@@ -35,7 +35,8 @@ def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], processes: int)
     Where this is left early (Ctrl-C), the processes that still run are stopped.
     """
     context: Any = get_context("spawn")
-    waiting, running = list(reversed(jobs)), {}
+    waiting = list(reversed(jobs))
+    running: dict[Any, tuple[Any, Job]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:

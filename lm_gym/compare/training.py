@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_gym.agents.sft import SFT
-from lm_gym.compare.demonstrations import PASSES, Demonstrations, best_of_the_reference, of_the_optimum
+from lm_gym.compare.demonstrations import Demonstrations, best_of_the_reference, of_the_optimum
 from lm_gym.compare.measuring import Meter, measure, worth
 from lm_gym.compare.problems import Place, place
 from lm_gym.compare.rows import Row
@@ -81,7 +81,7 @@ def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter
     spent, tokens = 0, job.total_tokens
     curve = [(0, worth(job, here, agent))]
     if data is not None and data.tokens:
-        spent, tokens = data.tokens, PASSES * sum(sum(text.imitated) for text in data.texts)
+        spent, tokens = data.tokens, max(1, job.total_tokens - data.tokens)
         curve.append((spent, curve[0][1]))
     marks = [tokens * k / job.points for k in range(1, job.points)]
     if isinstance(agent, SFT):
