@@ -45,6 +45,15 @@ def response_hidden(
     return hidden[:, -response_length:]
 
 
+def response_states(
+    lm: CausalLM, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+) -> torch.Tensor:
+    """Last hidden states (n, d) of the states before each of the n response tokens of ``response_mask`` (B, T)."""
+    width = input_ids.shape[1] - response_mask.shape[1]
+    wanted = torch.nn.functional.pad(response_mask, (width - 1, 0))
+    return lm.states(input_ids[:, :-1], attention_mask[:, :-1], wanted, prompt_width=width)
+
+
 def token_logprobs(logp: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """log-probs (...) of tokens (...) under distributions (..., V)."""
     return logp.gather(-1, tokens[..., None]).squeeze(-1)

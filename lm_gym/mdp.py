@@ -22,7 +22,7 @@ from torch import nn
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.export import warn_of_origin
-from lm_gym.forward import by_length, pad_rows, pad_texts, response_hidden, token_logprobs
+from lm_gym.forward import by_length, pad_rows, pad_texts, response_states, token_logprobs
 from lm_gym.models import CausalLM, load_model
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import load_reward_model, score_texts
@@ -279,8 +279,7 @@ class AlignmentMDP:
         for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
             ids, mask, responses = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
             t = responses.shape[1]
-            h = response_hidden(lm, ids.to(lm.device), mask.to(lm.device), t)
-            flat, chosen = h[responses.to(lm.device)], ids[:, -t:][responses].to(lm.device)
+            flat, chosen = response_states(lm, ids, mask, responses), ids[:, -t:][responses].to(lm.device)
             step = max(1, HEAD_NUMBERS // lm.vocab_size)
             found = [
                 token_logprobs(self.distribution(lm, x), y)
@@ -288,7 +287,8 @@ class AlignmentMDP:
             ]
             logprobs[batch, :t] = torch.zeros(responses.shape).masked_scatter(responses, torch.cat(found).cpu())
             if states is not None:
-                states[batch, :t] = h.float().cpu()
+                room = torch.zeros(*responses.shape, lm.hidden_size)
+                states[batch, :t] = room.masked_scatter(responses[..., None], flat.float().cpu())
         return logprobs, states
 
     def score(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lm_gym import flat_trunk
 from lm_gym.loading import Unloadable, pretrained
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ class CausalLM(nn.Module):
         ``segments`` (B, L) numbers the texts of a row from 1, in order and without gaps; 0 is padding behind them.
         """
         raise ValueError(f"packing expected a transformers model, got {type(self).__name__}: set packing=False")
+
+    def states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, *, prompt_width: int = 0
+    ) -> torch.Tensor:
+        """Last hidden states (m, d) at the ``wanted`` places (B, L) bool of ids (B, L), row by row.
+
+        Args:
+            prompt_width: leading columns that a model may compute once for rows in which they are equal; no state
+                before the last of them may be wanted.
+        """
+        return self.trunk(input_ids.to(self.device), attention_mask.to(self.device))[wanted.to(self.device)]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) in float32 of hidden states (..., d)."""
@@ -182,6 +194,15 @@ class TransformersLM(CausalLM):
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
         )
         return out.last_hidden_state  # type: ignore[no-any-return]
+
+    def states(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, *, prompt_width: int = 0
+    ) -> torch.Tensor:
+        base = self._base()
+        if not flat_trunk.is_known(base):
+            return super().states(input_ids, attention_mask, wanted)
+        texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
+        return flat_trunk.run(base, texts.to(self.device))
 
     def packed_trunk(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         place = torch.arange(segments.shape[1], device=segments.device)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_gym.forward import response_hidden
+from lm_gym.forward import response_hidden, response_states
 from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM, TransformersLM
@@ -151,10 +151,10 @@ class Policy(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Hidden states (n, d) and values (n,) or None before each of the n response tokens of (B, T) ``mask``."""
-        t = response_mask.shape[1]
-        hidden = response_hidden(self.lm, input_ids, attention_mask, t)[response_mask]
+        hidden = response_states(self.lm, input_ids, attention_mask, response_mask)
         if self.critic is not None:
-            return hidden, self.critic(input_ids, attention_mask, t)[response_mask]
+            ids, seen, mask = (x.to(self.lm.device) for x in (input_ids, attention_mask, response_mask))
+            return hidden, self.critic(ids, seen, mask.shape[1])[mask]
         return hidden, None if self.value_head is None else self.value(hidden)
 
     def centre_values(self, by: float) -> None:

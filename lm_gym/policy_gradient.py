@@ -79,9 +79,7 @@ class Minibatch:
         self.mask = self.part.response_mask
         self.text = self.mask.nonzero()[:, 0].to(self.device)
         part = self.part
-        self.hidden, self.values = agent.policy.at_tokens(
-            part.input_ids.to(self.device), part.attention_mask.to(self.device), self.mask.to(self.device)
-        )
+        self.hidden, self.values = agent.policy.at_tokens(part.input_ids, part.attention_mask, self.mask)
         self.weights = self.take(share)
         self.old_logprobs = self.part.logprobs[self.mask].to(self.device)
         self.tokens = self.part.tokens[self.mask].to(self.device)

@@ -1,0 +1,249 @@
+"""The trunk of Llama- and GPT-2-class models over whole texts without padding.
+
+A batch of texts is one row of tokens: projections, norms and activations see every token once, a prompt that several
+texts share is computed once for all of them, and only attention lays texts side by side. The last block's output is
+computed at the states that are asked for alone. The same numbers as the model's own forward pass up to rounding, which
+is the oracle in the tests and what models that are not known here fall back to.
+
+The model's own modules do the projections and norms, so that adapters (LoRA) and hooks inside them count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
+KNOWN = ("GPT2Model", *LLAMA_LIKE)
+
+# flat queries (n, heads, size), keys and values (n, kv heads, size) -> (n, heads·size)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def is_known(base: Any) -> bool:
+    """Whether :func:`run` computes what this trunk does."""
+    config = base.config
+    if type(base).__name__ not in KNOWN or base.training or getattr(base, "gradient_checkpointing", False):
+        return False
+    passed_by = [base]
+    for b in blocks_of(base):
+        passed_by += [b, b.mlp, b.attn if _gpt2(base) else b.self_attn]
+    if any(m._forward_hooks or m._forward_pre_hooks for m in passed_by):
+        return False
+    if _gpt2(base):
+        odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or config.add_cross_attention
+        return bool(config.scale_attn_weights and not odd)
+    return True
+
+
+def blocks_of(base: Any) -> Any:
+    """The layers of a known trunk."""
+    return base.h if _gpt2(base) else base.layers
+
+
+def _gpt2(base: Any) -> bool:
+    return type(base).__name__ == "GPT2Model"
+
+
+class _Rows:
+    """Texts of some lengths (B,), side by side from their first token on, and in one row."""
+
+    def __init__(self, lengths: torch.Tensor) -> None:
+        self.count, self.longest = len(lengths), int(lengths.max()) if len(lengths) else 0
+        self.slot: torch.Tensor | None = None
+        self.total = int(lengths.sum())
+        if self.total != self.count * self.longest:
+            self.slot = (torch.arange(self.longest, device=lengths.device) < lengths[:, None]).flatten().nonzero()[:, 0]
+
+    def to(self, device: torch.device) -> None:
+        self.slot = None if self.slot is None else self.slot.to(device)
+
+    def side_by_side(self, x: torch.Tensor) -> torch.Tensor:
+        """(n, ...) to (B, longest, ...), zeros behind."""
+        if self.slot is not None:
+            room = x.new_zeros(self.count * self.longest, *x.shape[1:])
+            x = room.index_copy(0, self.slot, x)
+        return x.view(self.count, self.longest, *x.shape[1:])
+
+    def in_a_row(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, longest, ...) to (n, ...)."""
+        x = x.flatten(0, 1)
+        return x if self.slot is None else x.index_select(0, self.slot)
+
+
+class FlatTexts:
+    """Where the tokens of some texts stand when all are in one row.
+
+    Args:
+        input_ids, attention_mask: (B, L); padding may stand anywhere. wanted: (B, L) bool, the states asked for.
+        prompt_width: leading columns that are computed once for rows in which they are equal; no state before the
+            last of them may be asked for. 0: every row is computed for itself.
+
+    Attributes:
+        ids, positions: (n,) of the tokens in a row. out: (m,) where in it the wanted states stand, row by row.
+        source: (n,) where in the flattened (B, L) each token was taken from.
+    """
+
+    def __init__(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, prompt_width: int = 0
+    ) -> None:
+        # nothing behind the last wanted state changes one
+        seen = attention_mask.bool() & (wanted.flip(-1).cumsum(-1).flip(-1) > 0)
+        places = torch.arange(seen.numel(), device=seen.device).view_as(seen)
+        self.prompts: _Rows | None = None
+        if prompt_width:
+            prompts = input_ids[:, :prompt_width].masked_fill(~seen[:, :prompt_width], -1)
+            unique, which = torch.unique(prompts, dim=0, return_inverse=True)
+            if len(unique) < len(prompts):
+                self._shared(seen, places, wanted, prompt_width, unique, which)
+        if self.prompts is None:
+            self.texts = _Rows(seen.sum(-1))
+            self.source = places[seen]
+            self.positions = (seen.cumsum(-1) - 1)[seen]
+            self.out = (seen.flatten().cumsum(0) - 1).view_as(seen)[wanted]
+        self.ids = input_ids.flatten()[self.source]
+
+    def _shared(
+        self,
+        seen: torch.Tensor,
+        places: torch.Tensor,
+        wanted: torch.Tensor,
+        width: int,
+        unique: torch.Tensor,
+        which: torch.Tensor,
+    ) -> None:
+        first = torch.zeros(len(unique), dtype=torch.long, device=seen.device)
+        first[which.flip(0)] = torch.arange(len(which) - 1, -1, -1, device=seen.device)  # a row that has the prompt
+        head, tail = seen[first, :width], seen[:, width:]
+        self.which, self.prompts, self.texts = which, _Rows(head.sum(-1)), _Rows(tail.sum(-1))
+        lengths = head.sum(-1)
+        self.source = torch.cat([places[first, :width][head], places[:, width:][tail]])
+        positions = (lengths[which][:, None] + tail.cumsum(-1) - 1)[tail]
+        self.positions = torch.cat([(head.cumsum(-1) - 1)[head], positions])
+        at = torch.zeros_like(places)
+        at[:, width - 1] = (lengths.cumsum(0) - 1)[which]
+        at[:, width:] = self.prompts.total + (tail.flatten().cumsum(0) - 1).view_as(tail)
+        self.out = at[wanted]
+        p, t = self.prompts.longest, self.texts.longest
+        mask = torch.ones(len(which), 1, t, p + t, dtype=torch.bool, device=seen.device)
+        mask[..., :p] = (torch.arange(p, device=seen.device) < lengths[which][:, None])[:, None, None]
+        mask[..., p:] = torch.ones(t, t, dtype=torch.bool, device=seen.device).tril()
+        self.mask = mask
+
+    def to(self, device: torch.device) -> FlatTexts:
+        """Move what the forward pass needs."""
+        self.ids, self.positions, self.out = (x.to(device) for x in (self.ids, self.positions, self.out))
+        self.texts.to(device)
+        if self.prompts is not None:
+            self.prompts.to(device)
+            self.which, self.mask = self.which.to(device), self.mask.to(device)
+        return self
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Causal attention of every text to itself: flat (n, heads, size) to (n, heads·size)."""
+        if self.prompts is None:
+            return _attention(self.texts, q, *(self.texts.side_by_side(x) for x in (k, v)))
+        n = self.prompts.total
+        k_head, v_head = (self.prompts.side_by_side(x[:n]) for x in (k, v))
+        head = _attention(self.prompts, q[:n], k_head, v_head)
+        if not self.texts.total:
+            return head
+        keys, values = (
+            torch.cat([shared.index_select(0, self.which), self.texts.side_by_side(x[n:])], 1)
+            for shared, x in ((k_head, k), (v_head, v))
+        )
+        return torch.cat([head, _attention(self.texts, q[n:], keys, values, self.mask)])
+
+
+def _attention(
+    rows: _Rows, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    # padding stands behind every text, so that a causal mask alone keeps it out of sight
+    y = F.scaled_dot_product_attention(
+        rows.side_by_side(q).transpose(1, 2),
+        keys.transpose(1, 2),
+        values.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q.shape[1] != keys.shape[2],
+    )
+    return rows.in_a_row(y.transpose(1, 2)).flatten(1)
+
+
+def run(base: Any, texts: FlatTexts, *, below: torch.Tensor | None = None, first: int = 0) -> torch.Tensor:
+    """Last hidden states (m, d) of the states that ``texts`` asks for, of a trunk that :func:`is_known`.
+
+    Args:
+        below: (n, d) what enters block ``first``, where the blocks before it were run already (:func:`lower`).
+    """
+    h, block = _start(base, texts, below)
+    blocks = list(blocks_of(base))[first:]
+    for b in blocks[:-1]:
+        h = block(b, h, None)
+    h = block(blocks[-1], h, texts.out) if blocks else h.index_select(0, texts.out)
+    return _norm(base.ln_f if _gpt2(base) else base.norm, h)
+
+
+def lower(base: Any, texts: FlatTexts, layers: int) -> torch.Tensor:
+    """(n, d) what enters block ``layers``."""
+    h, block = _start(base, texts, None)
+    for b in list(blocks_of(base))[:layers]:
+        h = block(b, h, None)
+    return h
+
+
+Block = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+
+
+def _start(base: Any, texts: FlatTexts, below: torch.Tensor | None) -> tuple[torch.Tensor, Block]:
+    if _gpt2(base):
+        h = base.wte(texts.ids) + base.wpe(texts.positions) if below is None else below
+        heads, gelu = base.config.n_head, base.config.activation_function == "gelu_new"
+        return h, lambda b, h, out: _gpt2_block(b, h, texts.attend, out, heads, gelu)
+    h = base.embed_tokens(texts.ids) if below is None else below
+    cos, sin = (x[0][:, None] for x in base.rotary_emb(h[None], texts.positions[None]))
+    half = cos.shape[-1] // 2
+    # rotate_half as a product: (x1, x2)·cos + (x2, x1)·(−sin, sin)
+    sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+    return h, lambda b, h, out: _llama_block(b, h, texts.attend, out, cos, sin)
+
+
+def _gpt2_block(
+    b: Any, h: torch.Tensor, attend: Attend, out: torch.Tensor | None, heads: int, gelu: bool
+) -> torch.Tensor:
+    q, k, v = b.attn.c_attn(b.ln_1(h)).view(len(h), 3, heads, -1).unbind(1)
+    y = attend(q, k, v)
+    if out is not None:
+        h, y = h.index_select(0, out), y.index_select(0, out)
+    h = h + b.attn.c_proj(y)
+    inner = b.mlp.c_fc(b.ln_2(h))
+    # gelu_new is made of eight passes over the widest tensor of a layer; this is the same function in one
+    return h + b.mlp.c_proj(F.gelu(inner, approximate="tanh") if gelu else b.mlp.act(inner))
+
+
+def _llama_block(
+    b: Any, h: torch.Tensor, attend: Attend, out: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    a, x, half = b.self_attn, _norm(b.input_layernorm, h), cos.shape[-1] // 2
+
+    v = a.v_proj(x).view(len(h), -1, a.head_dim)
+
+    def turned(y: torch.Tensor) -> torch.Tensor:
+        y = y.view(len(h), -1, a.head_dim)
+        return (y * cos + torch.cat([y[..., half:], y[..., :half]], -1) * sin).to(v.dtype)
+
+    y = attend(turned(a.q_proj(x)), turned(a.k_proj(x)), v)
+    if out is not None:
+        h, y = h.index_select(0, out), y.index_select(0, out)
+    h = h + a.o_proj(y)
+    x = _norm(b.post_attention_layernorm, h)
+    return h + b.mlp.down_proj(b.mlp.act_fn(b.mlp.gate_proj(x)) * b.mlp.up_proj(x))
+
+
+def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
+    if type(module).__name__.endswith("RMSNorm") and x.dtype == torch.float32:
+        return F.rms_norm(x, (x.shape[-1],), module.weight, module.variance_epsilon)
+    return module(x)  # type: ignore[no-any-return]
