@@ -7,17 +7,14 @@ of our own model over the finished texts makes them. docs/vllm.md says what it c
 
 from __future__ import annotations
 
-import contextlib
-import os
-import random
 import tempfile
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
@@ -25,15 +22,9 @@ from lm_gym.forward import by_length, pad_texts, response_hidden, token_logprobs
 from lm_gym.loading import quiet
 from lm_gym.mdp import SCORING_TOKENS
 from lm_gym.models import CausalLM, TransformersLM, load_model, resolve_dtype
+from lm_gym.vllm_process import import_vllm, open_llm, process_as_it_was, release
 from lm_gym.vllm_weights import age, named_weights, save
 
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over in memory: the model must be in this process
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it moves our threads to cores of its choice
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
-"""What vLLM reads from the environment; set where the user has not."""
 LEAST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this without a word that a caller sees."""
 
@@ -87,20 +78,20 @@ class VLLMEngine:
             lm = load_model(lm, dtype=dtype or "float32").freeze()
         if not isinstance(lm, TransformersLM):
             raise ValueError(f"VLLMEngine expected a transformers model, got {type(lm).__name__}: use engine='builtin'")
-        if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-            raise ValueError("VLLMEngine expected a process of its own, got one of several under torch.distributed")
         self.lm, self.value_head, self.keep_hidden = lm, value_head, keep_hidden
         self.max_model_len = min(lm.max_positions, max_model_len or lm.max_positions)
-        self.version = 0
+        self.version, self._requests, self._pushed = 0, 0, age(lm)
         self.generator = torch.Generator().manual_seed(seed)
-        self.vllm = _import_vllm()
-        self._requests = 0
+        self.vllm = import_vllm()
+        self.llm: Any = None
+        self._finalizer: weakref.finalize[..., VLLMEngine] | None = None
         cpu = not torch.cuda.is_available()
         gib = 1.0 if kv_cache_gib is None and cpu else kv_cache_gib
-        with tempfile.TemporaryDirectory(prefix="lm-gym-vllm-") as folder, _process_as_it_was(), quiet():
+        with tempfile.TemporaryDirectory(prefix="lm-gym-vllm-") as folder, process_as_it_was(), quiet():
             self.shapes = save(lm, Path(folder))
             try:
-                self.llm = self.vllm.LLM(
+                self.llm, key = open_llm(
+                    self.vllm,
                     model=folder,
                     skip_tokenizer_init=True,
                     dtype=lm.dtype if dtype is None else resolve_dtype(dtype),
@@ -114,12 +105,14 @@ class VLLMEngine:
                     generation_config="vllm",
                     seed=0,
                 )
+                self._finalizer = weakref.finalize(self, release, key)
+                self._decode([[lm.eos_ids[0]]], GenerationParams(1), [0])  # what its kernels lack shows only here
             except (ValueError, NotImplementedError, RuntimeError) as e:
+                self.close()
                 raise ValueError(
                     f"vLLM {self.vllm.__version__} does not load {lm.name!r} ({type(lm.causal_lm()).__name__}): "
                     f"{str(e).strip() or type(e).__name__}; use engine='builtin', or see docs/vllm.md"
                 ) from e
-        self._pushed = age(lm)
 
     def update_weights(self, lm: CausalLM, version: int) -> None:
         """Decode with these weights from now on: they are copied into vLLM, and its cache of prompts is emptied.
@@ -134,7 +127,7 @@ class VLLMEngine:
         if shapes != self.shapes:
             odd = sorted(str(key) for key, _ in set(shapes.items()) ^ set(self.shapes.items()))[:3]
             raise ValueError(f"update_weights expected the weights of {self.lm.name!r}, got others: {odd}")
-        with _process_as_it_was():
+        with process_as_it_was():
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
             if not self.llm.reset_prefix_cache():
                 raise RuntimeError("update_weights expected no text to be under way: vLLM kept its cache of prompts")
@@ -150,7 +143,7 @@ class VLLMEngine:
             return []
         self._check(prompts, params)
         seeds = torch.randint(2**62, (len(prompts),), generator=self.generator).tolist()
-        with _process_as_it_was():
+        with process_as_it_was():
             texts = self._decode(prompts, params, seeds)
         out = [
             Completion(
@@ -169,11 +162,14 @@ class VLLMEngine:
         return out
 
     def close(self) -> None:
-        """Give back vLLM's memory; the engine cannot decode afterwards."""
-        self.llm.llm_engine.engine_core.shutdown()
-        del self.llm
+        """Give back vLLM's memory, as soon as no other engine of this process is open."""
+        self.llm = None
+        if self._finalizer is not None:
+            self._finalizer()
 
     def _check(self, prompts: Sequence[Sequence[int]], params: GenerationParams) -> None:
+        if self.llm is None:
+            raise ValueError("generate expected an open engine, got one after close()")
         if params.top_k is not None or params.top_p is not None:
             raise ValueError(
                 "vLLM expected no top_k and no top_p: here they choose among the likeliest tokens of another model "
@@ -269,31 +265,3 @@ class VLLMEngine:
                     logits = restrict(lm.head(h) / params.temperature, no_eos=no_eos, eos_ids=lm.eos_ids)
                     chosen = torch.tensor(c.tokens, device=lm.device)
                     c.logprobs = token_logprobs(torch.log_softmax(logits, -1), chosen)
-
-
-def _import_vllm() -> Any:
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    if os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0":
-        raise ValueError(
-            "VLLMEngine expected VLLM_ENABLE_V1_MULTIPROCESSING=0 (it hands over weights in memory), got "
-            f"{os.environ['VLLM_ENABLE_V1_MULTIPROCESSING']!r}: unset it"
-        )
-    try:
-        import vllm
-    except ImportError as e:
-        raise ImportError(f"engine='vllm' needs vLLM ({e}): pip install 'lm-gym[vllm]', or use engine='builtin'") from e
-    return vllm
-
-
-@contextlib.contextmanager
-def _process_as_it_was() -> Iterator[None]:
-    """vLLM seeds the global generators, and takes ``torch.set_num_threads`` away on a CPU: both are the caller's."""
-    python, numpy, set_threads = random.getstate(), np.random.get_state(), torch.set_num_threads  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-        torch.set_num_threads = set_threads

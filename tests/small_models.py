@@ -83,6 +83,21 @@ def small_lm(kind: str = "llama", *, seed: int = 0, alphabet: Sequence[str] | No
     return TransformersLM(model, tok, kind)
 
 
+def wide_lm(kind: str = "llama", *, seed: int = 0, pad: str | None = "<pad>", eos: Any = None) -> TransformersLM:
+    """A random model with heads of 32 dimensions, the least that vLLM takes; GPT-2's embeddings are tied too."""
+    tok = tokenizer(LETTERS, pad=pad)
+    if kind == "gpt2":
+        model = gpt2(len(tok), seed=seed, width=64, heads=2)
+    else:
+        tied = kind.endswith("tied")
+        model = llama(len(tok), seed=seed, width=64, heads=2, kv_heads=1 if tied else 2, tie_word_embeddings=tied)
+    if eos is not None:
+        model.generation_config.eos_token_id = eos
+    lm = TransformersLM(model, tok, kind)
+    lm.freeze()
+    return lm
+
+
 def letter_reward(completions: Sequence[str], **_: Any) -> list[float]:
     """A number for every text: letters weighted by their place in the alphabet, signs alternating."""
     return [sum((ord(c) % 7 - 3) * 0.1 for c in text) + 0.01 * len(text) for text in completions]

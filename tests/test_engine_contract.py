@@ -10,28 +10,15 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from small_models import LETTERS, gpt2, llama, tokenizer
+from small_models import wide_lm
 
 from lm_gym.decoding import Completion, Engine, GenerationParams, finish_reason, restrict
 from lm_gym.forward import pad_texts, response_hidden, token_logprobs
-from lm_gym.models import CausalLM, TransformersLM
+from lm_gym.models import CausalLM
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 3, 4, 5, 6, 7], [5, 5], [9, 10]]
 KINDS = ["llama", "gqa-tied", "gpt2"]
 Maker = Callable[..., Any]
-
-
-def wide_lm(kind: str = "llama", *, seed: int = 0, pad: str | None = "<pad>", eos: Any = None) -> CausalLM:
-    """A random model with heads of 32 dimensions, the least that vLLM takes; GPT-2's embeddings are tied too."""
-    tok = tokenizer(LETTERS, pad=pad)
-    if kind == "gpt2":
-        model = gpt2(len(tok), seed=seed, width=64, heads=2)
-    else:
-        tied = kind.endswith("tied")
-        model = llama(len(tok), seed=seed, width=64, heads=2, kv_heads=1 if tied else 2, tie_word_embeddings=tied)
-    if eos is not None:
-        model.generation_config.eos_token_id = eos
-    return TransformersLM(model, tok, kind).freeze()
 
 
 @pytest.fixture(
