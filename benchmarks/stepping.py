@@ -52,7 +52,9 @@ def build(kind: str, vocab: int, positions: int = 256) -> Any:
     ids: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": 1, "pad_token_id": 0}
     model: Any
     if kind == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=256, n_layer=4, n_head=4, **ids))
+        model = GPT2LMHeadModel(
+            GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=256, n_layer=4, n_head=4, **ids)
+        )
     else:
         model = LlamaForCausalLM(
             LlamaConfig(

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lm_gym.decoding import sample
 from lm_gym.models import CausalLM, load_model
 from lm_gym.rows import Rows
+
+_watching: weakref.WeakSet[CachedLM] = weakref.WeakSet()
+
+
+def _notice(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """After every optimizer's step: fused ones move weights without a new version of the tensor."""
+    for policy in _watching:
+        own = {id(p) for p in policy.lm.parameters()}
+        policy.moved |= any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+register_optimizer_step_post_hook(_notice)
 
 
 class CachedLM:
@@ -41,6 +55,8 @@ class CachedLM:
         self._rows: Rows | None = None
         self._seen: tuple[np.ndarray, np.ndarray] | None = None
         self._version = -1
+        self.moved = False  # whether an optimizer has moved weights since the last call
+        _watching.add(self)
 
     @torch.no_grad()
     def act(
@@ -96,13 +112,14 @@ class CachedLM:
         n, width = ids.shape
         version = sum(p._version for p in self.lm.parameters())
         grown = np.zeros(n, dtype=bool)
-        if self._rows is None or self._seen is None or self._seen[0].shape != ids.shape or version != self._version:
+        changed = self.moved or version != self._version
+        if self._rows is None or self._seen is None or self._seen[0].shape != ids.shape or changed:
             self._rows = self.lm.rows(n, width)
         else:
             old_ids, old_mask = self._seen
             same = (ids[:, :-1] == old_ids[:, 1:]) | ~mask[:, :-1]
             grown = same.all(1) & (mask[:, :-1] == old_mask[:, 1:]).all(1) & ~old_mask[:, 0]
-        self._version = version
+        self._version, self.moved = version, False
         rows, new = self._rows, np.flatnonzero(~grown)
         hidden: torch.Tensor | None = None
         if grown.any():

@@ -1,14 +1,13 @@
-"""One decoding step of Llama- and GPT-2-class models written out over the cache, with no module on the path.
+"""Llama- and GPT-2-class trunks written out over the cache, with no module on the path: prompts and single tokens.
 
-``transformers`` spends most of a small model's step in Python. :func:`fast_step` returns the same arithmetic as plain
-tensor calls, or None for a model that it does not know; then the model itself does the step, which is the oracle in
-the tests. Weights are read when it is made (LoRA adapters merged), so it is made anew whenever they change.
+``transformers`` spends most of a small model's step in Python. :func:`fast_trunk` returns the same arithmetic as plain
+tensor calls, or None for a model that it does not know; then the model itself does it, which is the oracle in the
+tests. Weights are read when it is made (LoRA adapters merged), so it is made anew whenever they change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,26 +16,42 @@ from torch import nn
 if TYPE_CHECKING:
     from lm_gym.rows import ColumnCache
 
-# tokens (n,), positions (n,), additive mask (n, 1, 1, columns in sight), cache -> last hidden states (n, d)
-Step = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, "ColumnCache"], torch.Tensor]
+
+class FastTrunk(Protocol):
+    """A trunk that reads and writes a cache.
+
+    ids (n, t); positions (n, t), or a slice of t positions that all rows share; mask: additive, (n, 1, t, columns in
+    sight), or None where every token sees all of its own text and nothing else. Last hidden states (n, d) of the last
+    tokens; the others are only computed as far as later tokens see them.
+    """
+
+    def __call__(
+        self, ids: torch.Tensor, positions: torch.Tensor | slice, mask: torch.Tensor | None, cache: ColumnCache
+    ) -> torch.Tensor: ...
+
 
 LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
 
 
-def fast_step(base: Any) -> Step | None:
-    """The step of a trunk, or None if it holds anything that is not written out here."""
-    if any(m._forward_hooks or m._forward_pre_hooks for m in base.modules()):
+def fast_trunk(base: Any) -> FastTrunk | None:
+    """The trunk written out, or None if it holds anything that is not written out here."""
+    if hooked(base):
         return None
     kind, config = type(base).__name__, base.config
     if kind in LLAMA_LIKE:
         rope = getattr(base.rotary_emb, "rope_type", "default")
         known = config.hidden_act == "silu" and rope in ("default", "linear", "llama3")
-        return _llama_step(base) if known and _linear(base) else None
+        return _llama(base) if known and _linear(base) else None
     if kind == "GPT2Model":
         odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights
         known = config.activation_function == "gelu_new" and not odd and not config.add_cross_attention
-        return _gpt2_step(base) if known and _linear(base) else None
+        return _gpt2(base) if known and _linear(base) else None
     return None
+
+
+def hooked(base: Any) -> bool:
+    """Whether somebody listens to what goes through the modules."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
 
 
 def _linear(base: Any) -> bool:
@@ -71,85 +86,95 @@ def _weights(*modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     return (rows[0] if len(rows) == 1 else torch.cat(rows)), bias
 
 
-def _write(cache: ColumnCache, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    keys, values, c = cache.keys[layer], cache.values[layer], cache.column
-    keys[:, :, c] = k
-    values[:, :, c] = v
-    return keys[:, :, cache.start : c + 1], values[:, :, cache.start : c + 1]
-
-
-def _llama_step(base: Any) -> Step:
+def _llama(base: Any) -> FastTrunk:
     config = base.config
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     eps, width = config.rms_norm_eps, config.hidden_size
-    embed, norm = base.embed_tokens.weight, base.norm.weight
+    embed, norm = base.embed_tokens.weight.detach(), base.norm.weight.detach()
     at = torch.arange(config.max_position_embeddings, device=embed.device)[None]
     cos, sin = (x[0] for x in base.rotary_emb(embed[:1], at))
-    half = size // 2
+    half, last = size // 2, len(base.layers) - 1
     # rotate_half as a product: (x1, x2)·cos + (−x2, x1)·sin
     sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)
     blocks = [
         (
-            b.input_layernorm.weight,
+            b.input_layernorm.weight.detach(),
             *_weights(b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj),
             *_weights(b.self_attn.o_proj),
-            b.post_attention_layernorm.weight,
+            b.post_attention_layernorm.weight.detach(),
             *_weights(b.mlp.gate_proj, b.mlp.up_proj),
             *_weights(b.mlp.down_proj),
         )
         for b in base.layers
     ]
 
-    def step(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: ColumnCache) -> torch.Tensor:
-        n = len(tokens)
-        h = embed[tokens]
-        c, s = cos[positions][:, None], sin[positions][:, None]
+    def run(
+        ids: torch.Tensor, positions: torch.Tensor | slice, mask: torch.Tensor | None, cache: ColumnCache
+    ) -> torch.Tensor:
+        n, t = ids.shape
+        h = F.embedding(ids, embed).view(n * t, width)
+        c, s = cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)  # (n or 1, t, 1, size)
         for i, (n1, wqkv, bqkv, wo, bo, n2, wgu, bgu, wd, bd) in enumerate(blocks):
-            qkv = F.linear(F.rms_norm(h, (width,), n1, eps), wqkv, bqkv).view(n, heads + 2 * kv, size)
-            qk, v = qkv[:, : heads + kv], qkv[:, heads + kv :]
+            qkv = F.linear(F.rms_norm(h, (width,), n1, eps), wqkv, bqkv).view(n, t, heads + 2 * kv, size)
+            qk, v = qkv[:, :, : heads + kv], qkv[:, :, heads + kv :]
             qk = qk * c + torch.cat([qk[..., half:], qk[..., :half]], -1) * s
-            k_all, v_all = _write(cache, i, qk[:, heads:], v)
+            keys, values = cache.update(qk[:, :, heads:].transpose(1, 2), v.transpose(1, 2), i)
+            q, causal, seen = qk[:, :, :heads].transpose(1, 2), mask is None and t > 1, mask
+            if i == last and t > 1:
+                h, q, causal, seen = h.view(n, t, width)[:, -1], q[:, :, -1:], False, _of_last(mask)
             y = F.scaled_dot_product_attention(
-                qk[:, :heads, None], k_all, v_all, attn_mask=mask, enable_gqa=kv != heads
+                q, keys, values, attn_mask=seen, is_causal=causal, enable_gqa=kv != heads
             )
-            h = h + F.linear(y.reshape(n, heads * size), wo, bo)
+            h = h + F.linear(y.transpose(1, 2).reshape(len(h), heads * size), wo, bo)
             gate, up = F.linear(F.rms_norm(h, (width,), n2, eps), wgu, bgu).chunk(2, -1)
             h = h + F.linear(F.silu(gate) * up, wd, bd)
         return F.rms_norm(h, (width,), norm, eps)
 
-    return step
+    return run
 
 
-def _gpt2_step(base: Any) -> Step:
+def _of_last(mask: torch.Tensor | None) -> torch.Tensor | None:
+    return None if mask is None else mask[:, :, -1:]
+
+
+def _gpt2(base: Any) -> FastTrunk:
     config = base.config
     heads, width, eps = config.n_head, config.n_embd, config.layer_norm_epsilon
-    size = width // heads
-    wte, wpe, end = base.wte.weight, base.wpe.weight, base.ln_f
+    size, last = width // heads, len(base.h) - 1
+    wte, wpe = base.wte.weight.detach(), base.wpe.weight.detach()
+    g, b = base.ln_f.weight.detach(), base.ln_f.bias.detach()
     blocks = [
         (
-            b.ln_1.weight,
-            b.ln_1.bias,
-            *_weights(b.attn.c_attn),
-            *_weights(b.attn.c_proj),
-            b.ln_2.weight,
-            b.ln_2.bias,
-            *_weights(b.mlp.c_fc),
-            *_weights(b.mlp.c_proj),
+            block.ln_1.weight.detach(),
+            block.ln_1.bias.detach(),
+            *_weights(block.attn.c_attn),
+            *_weights(block.attn.c_proj),
+            block.ln_2.weight.detach(),
+            block.ln_2.bias.detach(),
+            *_weights(block.mlp.c_fc),
+            *_weights(block.mlp.c_proj),
         )
-        for b in base.h
+        for block in base.h
     ]
+    norm, linear = torch.layer_norm, F.linear
 
-    def step(tokens: torch.Tensor, positions: torch.Tensor, mask: torch.Tensor, cache: ColumnCache) -> torch.Tensor:
-        n = len(tokens)
-        h = wte[tokens] + wpe[positions]
+    def run(
+        ids: torch.Tensor, positions: torch.Tensor | slice, mask: torch.Tensor | None, cache: ColumnCache
+    ) -> torch.Tensor:
+        n, t = ids.shape
+        h = (F.embedding(ids, wte) + wpe[positions]).view(n * t, width)
         for i, (g1, b1, wa, ba, wp, bp, g2, b2, wf, bf, wo, bo) in enumerate(blocks):
-            qkv = F.linear(F.layer_norm(h, (width,), g1, b1, eps), wa, ba).view(n, 3, heads, size)
-            k_all, v_all = _write(cache, i, qkv[:, 1], qkv[:, 2])
-            y = F.scaled_dot_product_attention(qkv[:, 0, :, None], k_all, v_all, attn_mask=mask)
-            h = h + F.linear(y.reshape(n, width), wp, bp)
-            f = F.gelu(F.linear(F.layer_norm(h, (width,), g2, b2, eps), wf, bf), approximate="tanh")
-            h = h + F.linear(f, wo, bo)
-        return F.layer_norm(h, (width,), end.weight, end.bias, eps)
+            qkv = linear(norm(h, (width,), g1, b1, eps), wa, ba).view(n, t, 3, heads, size)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
+            keys, values = cache.update(k, v, i)
+            causal, seen = mask is None and t > 1, mask
+            if i == last and t > 1:
+                h, q, causal, seen = h.view(n, t, width)[:, -1], q[:, :, -1:], False, _of_last(mask)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, is_causal=causal)
+            h = h + linear(y.transpose(1, 2).reshape(len(h), width), wp, bp)
+            f = F.gelu(linear(norm(h, (width,), g2, b2, eps), wf, bf), approximate="tanh")
+            h = h + linear(f, wo, bo)
+        return norm(h, (width,), g, b, eps)
 
-    return step
+    return run

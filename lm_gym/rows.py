@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
-from lm_gym.fast_step import fast_step
+from lm_gym.fast_step import fast_trunk, hooked
 
 if TYPE_CHECKING:
     from lm_gym.models import TransformersLM
@@ -46,21 +46,25 @@ class Rows:
 
 
 class ColumnCache(Cache):
-    """Preallocated keys and values, written at the current columns; the ``Cache`` a transformers model is handed."""
+    """Preallocated keys and values, written at the current columns; the ``Cache`` a transformers model is handed.
+
+    Memory is taken as it comes: the columns from ``clean`` to the current one hold numbers in every row, others may
+    hold anything.
+    """
 
     def __init__(self, n: int, capacity: int) -> None:
         super().__init__(layers=[])
         self.n, self.capacity = n, capacity
         self.start = 0  # first column that attention needs to see
         self.column = 0
+        self.clean = 0
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
     def allocate(self, layer: int, like: torch.Tensor, value_like: torch.Tensor) -> None:
-        # zeros, not empty: a masked NaN is still a NaN
         while len(self.keys) <= layer:
-            self.keys.append(like.new_zeros(self.n, like.shape[1], self.capacity, like.shape[3]))
-            self.values.append(value_like.new_zeros(self.n, value_like.shape[1], self.capacity, value_like.shape[3]))
+            self.keys.append(like.new_empty(self.n, like.shape[1], self.capacity, like.shape[3]))
+            self.values.append(value_like.new_empty(self.n, value_like.shape[1], self.capacity, value_like.shape[3]))
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -71,6 +75,12 @@ class ColumnCache(Cache):
         k[:, :, self.column : end] = key_states
         v[:, :, self.column : end] = value_states
         return k[:, :, self.start : end], v[:, :, self.start : end]
+
+    def open(self, start: int) -> None:
+        """Make the columns from ``start`` hold numbers: what is masked must not be NaN, which stays one."""
+        for old in (*self.keys, *self.values) if start < self.clean else ():
+            old[:, :, start : self.clean] = 0
+        self.clean = min(self.clean, start)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.column - self.start
@@ -84,7 +94,7 @@ class AttentionRows(Rows):
 
     Args:
         lm: the model, whose weights do not change while the rows live. n: rows. capacity: longest text in tokens.
-        fast: decode with :func:`lm_gym.fast_step.fast_step` where it knows the model (the same numbers up to rounding).
+        fast: :func:`lm_gym.fast_step.fast_trunk` where it knows the model (the same numbers up to rounding).
     """
 
     def __init__(self, lm: TransformersLM, n: int, capacity: int, *, fast: bool = True) -> None:
@@ -98,87 +108,133 @@ class AttentionRows(Rows):
         kind = getattr(self.base.config, "_attn_implementation", "sdpa")
         if kind not in ("sdpa", "eager"):
             raise ValueError(f"model {lm.name!r} expected sdpa or eager attention, got {kind!r}: load it with 'sdpa'")
-        self.additive_mask = kind == "eager"
-        self.fast = fast_step(self.base) if fast else None
+        self.fast = fast_trunk(self.base) if fast and kind == "sdpa" else None
         # room to walk before the live columns must move to the front; more room costs nothing, dead columns are cut off
         self.cache = ColumnCache(n, 2 * capacity + 32)
-        self.lengths = torch.zeros(n, dtype=torch.long, device=lm.device)
-        self.visible = torch.zeros(n, self.cache.capacity, dtype=torch.bool, device=lm.device)
+        self.births: list[int | None] = [None] * n  # each row's first column; None where it is parked
+        self.first = torch.zeros(n, dtype=torch.long, device=lm.device)  # the same for the model
+        self.mask: torch.Tensor | None = None  # (n, 1, 1, capacity), additive; made when rows of two ages step
+        self._survey()
+
+    def _survey(self) -> None:
+        """How old the oldest row is, and whether all are of one age: known here, so that no step asks the device."""
+        live = [b for b in self.births if b is not None]
+        self.oldest = min(live, default=self.cache.column)
+        self.even = not live or max(live) == self.oldest
 
     @torch.no_grad()
     def insert(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
         unique: dict[tuple[int, ...], int] = {}
-        copy_of = torch.tensor([unique.setdefault(tuple(p), len(unique)) for p in prompts], device=self.lm.device)
-        where = torch.tensor(list(rows), dtype=torch.long, device=self.lm.device)
+        places = [unique.setdefault(tuple(p), len(unique)) for p in prompts]
         lengths = [len(p) for p in unique]
-        width, m = max(lengths), len(unique)
-        ids = torch.full((m, width), self.lm.pad_id, dtype=torch.long)
-        mask = torch.zeros(m, width, dtype=torch.long)
-        for i, p in enumerate(unique):
-            ids[i, width - len(p) :] = torch.tensor(p, dtype=torch.long)
-            mask[i, width - len(p) :] = 1
-        ids, mask = ids.to(self.lm.device), mask.to(self.lm.device)
-        fresh = ColumnCache(m, width)
-        out = self.base(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=fresh,
-            use_cache=True,
-        )
-        cache = self.cache
+        width, m, device, cache = max(lengths), len(unique), self.lm.device, self.cache
+        padded = [[self.lm.pad_id] * (width - len(p)) + list(p) for p in unique]
+        ids = torch.tensor(padded, device=device)
         if cache.column < width:
             self._move(width - cache.column)
-        at = slice(cache.column - width, cache.column)
-        for layer, (k, v) in enumerate(zip(fresh.keys, fresh.values, strict=True)):
-            cache.allocate(layer, k, v)
-            cache.keys[layer][where, :, at] = k[copy_of]
-            cache.values[layer][where, :, at] = v[copy_of]
-        self.lengths[where] = torch.tensor(lengths, device=self.lm.device)[copy_of]
-        self.visible[where] = False
-        self.visible[where, at] = mask.bool()[copy_of]
-        return out.last_hidden_state[copy_of, -1]  # type: ignore[no-any-return]
+        at, rows = slice(cache.column - width, cache.column), list(rows)
+        if m == self.n and rows == list(range(m)):  # all rows, and no two alike: nothing to copy
+            cache.start = cache.column = at.start
+            hidden = self._prefill(ids, lengths, cache)
+            cache.column, cache.clean = at.stop, at.start
+        else:
+            where, copy_of = torch.tensor(rows, device=device), torch.tensor(places, device=device)
+            fresh = ColumnCache(m, width)
+            hidden = self._prefill(ids, lengths, fresh)[copy_of]
+            for layer, (k, v) in enumerate(zip(fresh.keys, fresh.values, strict=True)):
+                cache.allocate(layer, k, v)
+            cache.open(at.start)
+            for layer, (k, v) in enumerate(zip(fresh.keys, fresh.values, strict=True)):
+                cache.keys[layer][where, :, at] = k[copy_of]
+                cache.values[layer][where, :, at] = v[copy_of]
+        for row, place in zip(rows, places, strict=True):
+            self.births[row] = cache.column - lengths[place]
+        self._changed()
+        return hidden
+
+    def _prefill(self, ids: torch.Tensor, lengths: Sequence[int], cache: ColumnCache) -> torch.Tensor:
+        """Last hidden states (m, d) of left-padded prompts (m, width), their keys and values in ``cache``."""
+        width = ids.shape[1]
+        fast = self.fast if self.fast is not None and not hooked(self.base) else None
+        if fast is not None and min(lengths) == width:
+            return fast(ids, slice(0, width), None, cache)
+        column, length = torch.arange(width, device=ids.device), torch.tensor(lengths, device=ids.device)[:, None]
+        positions = (column - (width - length)).clamp(min=0)
+        real = column >= width - length
+        if fast is None:
+            out = self.base(
+                input_ids=ids,
+                attention_mask=real.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            return out.last_hidden_state[:, -1]  # type: ignore[no-any-return]
+        # a pad sees itself, so that no row of the mask is empty
+        seen = (real[:, None, :] | (column[:, None] == column)) & (column[:, None] >= column)
+        return fast(ids, positions, self._additive(~seen[:, None]), cache)
+
+    def _additive(self, hidden: torch.Tensor) -> torch.Tensor:
+        dtype = self.base.dtype
+        return torch.zeros(hidden.shape, dtype=dtype, device=hidden.device).masked_fill_(hidden, torch.finfo(dtype).min)
 
     def park(self, rows: Sequence[int]) -> None:
-        where = torch.tensor(list(rows), dtype=torch.long, device=self.lm.device)
-        self.lengths[where] = 0
-        self.visible[where] = False
+        if any(self.births[row] is not None for row in rows):
+            for row in rows:
+                self.births[row] = None
+            self._survey()
 
     @torch.no_grad()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         cache = self.cache
-        longest = int(self.lengths.max())
+        longest = cache.column - self.oldest
         if longest >= self.longest:
             raise RuntimeError(f"a row grew past the {self.longest} tokens it was made for")
         if cache.column >= cache.capacity:
             self._move(longest - cache.column)
-        cache.start = cache.column - longest
-        self.visible[:, cache.column] = True
-        mask = self.visible[:, None, None, cache.start : cache.column + 1]
-        if self.additive_mask or self.fast is not None:
-            mask = torch.zeros_like(mask, dtype=self.base.dtype).masked_fill(~mask, torch.finfo(self.base.dtype).min)
-        if self.fast is not None and cache.keys:
-            hidden = self.fast(tokens, self.lengths, mask, cache)
+        cache.start = self.oldest
+        if self.fast is not None and self.even:  # parked rows see whatever there is
+            hidden = self.fast(tokens[:, None], slice(longest, longest + 1), None, cache)
         else:
-            out = self.base(
-                input_ids=tokens[:, None],
-                attention_mask=mask,
-                position_ids=self.lengths[:, None],
-                past_key_values=cache,
-                use_cache=True,
-            )
-            hidden = out.last_hidden_state[:, -1]
+            if self.mask is None:
+                columns = torch.arange(cache.capacity, device=self.first.device)
+                self.mask = self._additive(columns < self.first[:, None])[:, None, None]
+            mask = self.mask[..., cache.start : cache.column + 1]
+            positions = (cache.column - self.first).clamp_(max=self.longest - 1)[:, None]  # a parked row's mean nothing
+            if self.fast is not None:
+                hidden = self.fast(tokens[:, None], positions, mask, cache)
+            else:
+                out = self.base(
+                    input_ids=tokens[:, None],
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                hidden = out.last_hidden_state[:, -1]
         cache.column += 1
-        self.lengths += 1
         return hidden
 
     def keep(self, rows: Sequence[int]) -> None:
         where = torch.tensor(list(rows), dtype=torch.long, device=self.lm.device)
-        self.n = self.cache.n = len(rows)
-        self.lengths, self.visible = self.lengths[where], self.visible[where]
-        for store in (self.cache.keys, self.cache.values):
+        cache = self.cache
+        self.n = cache.n = len(rows)
+        self.births = [self.births[row] for row in rows]
+        live = slice(min((b for b in self.births if b is not None), default=cache.column), cache.column)
+        for store in (cache.keys, cache.values):
             for layer, old in enumerate(store):
-                store[layer] = old.index_select(0, where)
+                store[layer] = old.new_empty(len(rows), *old.shape[1:])
+                store[layer][:, :, live] = old[:, :, live].index_select(0, where)
+        cache.clean = max(cache.clean, live.start)
+        self._changed()
+
+    def _changed(self) -> None:
+        """Rows began, moved or were dropped."""
+        # of a parked row anything may be read, from columns that hold numbers
+        births = [self.cache.column if b is None else b for b in self.births]
+        self.first = torch.tensor(births, device=self.lm.device)
+        self.mask = None
+        self._survey()
 
     def _move(self, by: int) -> None:
         """Move all columns left of the current one by ``by`` columns (negative: to the front)."""
@@ -188,7 +244,6 @@ class AttentionRows(Rows):
         for store in (cache.keys, cache.values):
             for old in store:
                 old[:, :, dst] = old[:, :, src].clone()
-        moved = self.visible[:, src].clone()
-        self.visible.zero_()
-        self.visible[:, dst] = moved
-        cache.column = end + by
+        cache.column, cache.clean = end + by, max(cache.clean, src.start) + by
+        self.births = [None if b is None else b + by for b in self.births]
+        self._changed()

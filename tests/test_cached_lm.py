@@ -98,6 +98,20 @@ def test_changed_weights_are_noticed(fused: bool) -> None:
         assert float((after - before).abs().max()) > 1e-3
 
 
+def test_a_fused_optimizers_step_in_the_middle_of_a_text_is_noticed() -> None:
+    """Fused Adam leaves the version of the tensors as it was; rows that grew by a token would go on in old weights."""
+    lm = small_lm()
+    optimizer = torch.optim.AdamW(lm.parameters(), lr=0.05, fused=True)
+    policy, env = CachedLM(lm), LMAlignVectorEnv(3, mdp=problem(min_new_tokens=8))
+    obs, info = env.reset(seed=0)
+    for _ in range(3):
+        actions, *_ = policy.act(obs, action_mask=info["action_mask"])
+        lm.model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().mean().backward()
+        optimizer.step()
+        obs, *_, info = env.step(actions)
+        torch.testing.assert_close(torch.log_softmax(policy.logits(obs)[0], -1), whole(lm, obs), atol=1e-4, rtol=0)
+
+
 def test_the_same_seed_draws_the_same_and_observations_are_checked() -> None:
     env = LMAlignVectorEnv(4, mdp=problem())
     obs, _ = env.reset(seed=0)
