@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -191,8 +191,8 @@ def _notes(results: Results) -> list[str]:
             )
             notes.append(f"{count} seed{'s' * (count > 1)} for {_names(results, seeds[count])}: {what}.")
     if len(seeds) > 1:
-        notes.append("The number of seeds differs (column seeds); where an agent has more of them on one problem, that")
-        notes[-1] += " problem weighs more in its IQM over all."
+        what = "where an agent has more of them on one problem, that one weighs more in its IQM over all"
+        notes.append(f"The number of seeds differs (column seeds): {what}.")
     found: dict[str, list[str]] = {}
     for setting in results.settings:
         for note in _setting_notes(results, setting):
@@ -231,7 +231,7 @@ def _setting_notes(results: Results, setting: Setting) -> list[str]:
             notes.append(f"{what} of some runs of {_names(results, partly)} is not known")
     without = {agent for agent, group in here.items() if all(run.row.curve is None for run in group)}
     if without:
-        notes.append(f"no curve of {_names(results, without)}, and so no tokens to the gap")
+        notes.append(f"no curve of {_names(results, without, here)}, and so no tokens to the gap")
     return notes
 
 
@@ -243,6 +243,7 @@ _OPTIONAL = {
 }
 
 
-def _names(results: Results, names: set[str]) -> str:
-    everybody = len(results.agents) > 1 and names == set(results.agents)
-    return "all agents" if everybody else ", ".join(sorted(names, key=results.agents.index))
+def _names(results: Results, names: set[str], among: Collection[str] = ()) -> str:
+    everybody = set(among or results.agents)
+    listed = ", ".join(sorted(names, key=results.agents.index))
+    return "all agents" + (" there" if among else "") if len(everybody) > 1 and names == everybody else listed
