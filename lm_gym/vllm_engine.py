@@ -103,6 +103,7 @@ class VLLMEngine:
                     enforce_eager=enforce_eager,
                     logprobs_mode="processed_logprobs",
                     generation_config="vllm",
+                    use_tqdm_on_load=False,
                     seed=0,
                 )
                 self._finalizer = weakref.finalize(self, release, key)
