@@ -73,7 +73,7 @@ def compare(args: Sequence[str]) -> int:
         out, folder = Path(call.out), Path(call.results)
         output.check(out)
         settings = _settings(call)
-        foreign = _foreign(call)
+        foreign = _foreign(call, settings)
         done = run(settings, folder, lambda line: print(line, flush=True))
     for message, who in done.warnings.items():
         say(f"warning: {message} ({who})")
@@ -153,10 +153,18 @@ def _fixed(given: Sequence[str], agents: dict[str, Any]) -> dict[str, dict[str, 
     return found
 
 
-def _foreign(call: Call) -> list[Any]:
+def _foreign(call: Call, settings: Any) -> list[Any]:
+    """The imported rows. An agent that is also compared here gets the file's name behind its own."""
     from lm_gym.compare import foreign
+    from lm_gym.compare.rows import check_distinct
 
-    return [row for text in call.imports for path in text.split(",") for row in foreign.read(Path(path))]
+    rows = []
+    for path in (Path(part) for text in call.imports for part in text.split(",")):
+        for row in foreign.read(path):
+            clash = row.agent in settings.agents
+            rows.append(dataclasses.replace(row, agent=f"{row.agent} ({path.name})") if clash else row)
+    check_distinct(rows)
+    return rows
 
 
 def _said(call: Call, settings: Any, done: Any) -> str:
@@ -170,7 +178,7 @@ def _said(call: Call, settings: Any, done: Any) -> str:
         fewer = [f"{name} {count}" for name, count in counts.items() if count < settings.tune_trials]
         lines.append(
             f"Tuned by {settings.tune_trials} trials of {settings.total_tokens:,} tokens for each agent on each "
-            "problem, with seeds from 10,000 on and other prompts"
+            "problem, with seeds from 10,000 on and, where there are many prompts, others than the final runs have"
             + (f"; fewer: {', '.join(fewer)}" if fewer else "")
             + (f"; nothing to tune: {', '.join(untuned)}" if untuned else "")
             + "."

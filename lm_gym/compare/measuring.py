@@ -39,7 +39,7 @@ def measure(job: Job, place: Place, agent: Any) -> Measured:
     length, distinct = float(np.mean(drawn.lengths)), float(drawn.metrics["text/distinct_2"])
     if place.language is None:
         rate = None if job.reference is None else win_rate(drawn.prompts, drawn.scores, job.reference)
-        reward, kl = drawn.metrics["objective/scores"], drawn.metrics["objective/kl"]
+        reward, kl = drawn.metrics["objective/scores"], max(0.0, drawn.metrics["objective/kl"])  # -1e-8 is rounding
         return Measured(reward, kl, length, distinct, rate)
     found = _exactly(place.language, agent)
     return Measured(found.reward, found.kl, length if found.length is None else found.length, distinct, found.rate)
@@ -61,7 +61,7 @@ def _exactly(language: Any, agent: Any) -> _Exactly:
     policy = exact.as_policy(language, agent)
     found = exact.evaluate(language, policy)
     ours = [p for _, p in exact.score_distribution(language, policy)]
-    return _Exactly(found.reward, found.kl, found.length, exact_win_rate(ours, [p for _, p in reference]))
+    return _Exactly(found.reward, max(0.0, found.kl), found.length, exact_win_rate(ours, [p for _, p in reference]))
 
 
 def exact_win_rate(ours: list[np.ndarray], reference: list[np.ndarray]) -> float:
