@@ -30,45 +30,30 @@ BIASED = {"grpo": 2, "dr-grpo": 2, "kto": 2}
 class Task:
     """A language, how many tokens an agent has for it, and what share of the reference's regret may be left."""
 
-    env: dict[str, Any]
+    env: str
     tokens: int
     threshold: float
     what: str
 
 
-def rare_reward(tokens: Sequence[int]) -> float:
-    """4 for the text 3 3 3, which the reference writes once in a thousand times and the best policy 3 times in 4."""
-    return 4.0 if list(tokens) == [3, 3, 3] else 0.0
-
-
-def tenfold(tokens: Sequence[int]) -> float:
-    """Ten times the worked example's reward."""
-    from lm_gym.exact import worked_reward
-
-    return 10.0 * worked_reward(tokens)
-
-
-def tasks() -> dict[str, Task]:
-    from lm_gym.exact import worked_reward
-
-    start = [0.1, 0.4, 0.3, 0.2]
-    rare = [[0.4, 0.3, 0.2, 0.1]] * 4
-    return {
-        "worked": Task({}, 100_000, 0.0026, "the worked example: .002 of regret, where the reference has .784"),
-        "scales": Task(
-            {"start_rows": [start, start], "token_reward": [worked_reward, tenfold]},
-            100_000,
-            0.02,
-            "two prompts, the second's reward ten times the first's: 2 % of the reference's regret",
-        ),
-        "rare": Task(
-            {"transitions": rare, "token_reward": rare_reward},
-            100_000,
-            0.1,
-            "a best text with p_ref = .001 and three quarters of the best policy: 10 % of the reference's regret",
-        ),
-        "long": Task({"horizon": 48}, 100_000, 0.75, "horizon 48: three quarters of the reference's regret"),
-    }
+TASKS = {
+    "worked": Task(
+        "LMAlignExact-v0", 100_000, 0.0026, "the worked example: .002 of regret, where the reference has .784"
+    ),
+    "scales": Task(
+        "LMAlignExactScales-v0",
+        100_000,
+        0.02,
+        "two prompts, the second's reward ten times the first's: 2 % of the reference's regret",
+    ),
+    "rare": Task(
+        "LMAlignExactRare-v0",
+        100_000,
+        0.1,
+        "a best text with p_ref = .001 and three quarters of the best policy: 10 % of the reference's regret",
+    ),
+    "long": Task("LMAlignExactLong-v0", 100_000, 0.75, "horizon 48: three quarters of the reference's regret"),
+}
 
 
 def ends(name: str, language: Any, agent: Any) -> Any:
@@ -92,24 +77,6 @@ def ends(name: str, language: Any, agent: Any) -> Any:
     return exact.optimal_policy(language)
 
 
-def demonstrations(language: Any, n: int, seed: int) -> list[Any]:
-    """Texts of the best policy, for SFT."""
-    from lm_gym.demonstrations import Demonstration
-    from lm_gym.exact import optimal_policy
-
-    table, policy = language.table(), optimal_policy(language)
-    rng, out = np.random.default_rng(seed), []
-    for i in range(n):
-        prompt = i % language.n_prompts
-        state, tokens = int(table.start_states[prompt]), []
-        while state >= 0:
-            tokens.append(int(rng.choice(language.n_tokens, p=policy[state])))
-            state = int(table.next_state[state, tokens[-1]])
-        ids = (language.n_tokens + prompt, *tokens)
-        out.append(Demonstration(ids, (False,) + (True,) * len(tokens)))
-    return out
-
-
 def run(job: tuple[str, str, int]) -> dict[str, Any]:
     """Train one agent on one language with one seed; what it ended with."""
     import warnings
@@ -120,14 +87,15 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
     import lm_gym  # noqa: F401  (registers the environments)
     from lm_gym import exact
     from lm_gym.cli.options import load_agent
+    from lm_gym.compare.demonstrations import of_the_optimum
 
     name, on, seed = job
     torch.set_num_threads(1)
-    task, kind = tasks()[on], load_agent(name)
-    env = gym.make("LMAlignExact-v0", **task.env)
+    task, kind = TASKS[on], load_agent(name)
+    env = gym.make(task.env)
     language = env.unwrapped.language
     row: dict[str, Any] = {"agent": name, "language": on, "seed": seed, "tokens": task.tokens * BIASED.get(name, 1)}
-    more = {"data": demonstrations(language, task.tokens // 3, seed)} if name == "sft" else {}
+    more = {"data": of_the_optimum(language, task.tokens // 3, seed).texts} if name == "sft" else {}
     started = time.process_time()
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
@@ -152,7 +120,7 @@ def run(job: tuple[str, str, int]) -> dict[str, Any]:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each language, the regrets of all seeds, mean, end point, nats to it, CPU seconds."""
     lines = []
-    for on, task in tasks().items():
+    for on, task in TASKS.items():
         of = [r for r in rows if r["language"] == on]
         if not of:
             continue
@@ -179,7 +147,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--agents", nargs="+", default=TRAINED, choices=TRAINED)
-    parser.add_argument("--languages", nargs="+", default=list(tasks()), choices=list(tasks()))
+    parser.add_argument("--languages", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)

@@ -123,3 +123,19 @@ _register("LMAlign-v0", **_ENV)
 _register("LMAlignTopK-v0", **_ENV, kwargs={"action_mode": "top_k", "top_k": 32})
 _register("LMAlignExact-v0", **_EXACT)
 _register("LMAlignExactLong-v0", **_EXACT, kwargs={"horizon": 48})
+_register(
+    "LMAlignExactScales-v0",
+    **_EXACT,
+    kwargs={
+        "start_rows": [[0.1, 0.4, 0.3, 0.2]] * 2,
+        "token_reward": ["py:lm_gym.exact:worked_reward", "py:lm_gym.exact.more_rewards:tenfold_reward"],
+    },
+)
+_register(
+    "LMAlignExactRare-v0",
+    **_EXACT,
+    kwargs={
+        "transitions": [[0.4, 0.3, 0.2, 0.1]] * 4,
+        "token_reward": "py:lm_gym.exact.more_rewards:rare_reward",
+    },
+)

@@ -395,7 +395,8 @@ def test_wrappers_work_around_it(observation_mode: str) -> None:
 def test_no_time_limit_ever_truncates() -> None:
     from lm_gym.mdp import STEP_LIMIT
 
-    for env_id in ("LMAlign-v0", "LMAlignTopK-v0", "LMAlignExact-v0", "LMAlignExactLong-v0"):
+    exact = ("LMAlignExact-v0", "LMAlignExactLong-v0", "LMAlignExactScales-v0", "LMAlignExactRare-v0")
+    for env_id in ("LMAlign-v0", "LMAlignTopK-v0", *exact):
         assert gym.spec(env_id).max_episode_steps == STEP_LIMIT
     with pytest.raises(ValueError, match="max_new_tokens expected a whole number from 1 to 99999"):
         make(max_new_tokens=STEP_LIMIT)

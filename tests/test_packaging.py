@@ -146,7 +146,8 @@ def test_environments_are_registered_with_string_entry_points() -> None:
 
     import lm_gym  # noqa: F401  (registers)
 
-    for env_id in ("LMAlign-v0", "LMAlignTopK-v0", "LMAlignExact-v0", "LMAlignExactLong-v0"):
+    exact = ("LMAlignExact-v0", "LMAlignExactLong-v0", "LMAlignExactScales-v0", "LMAlignExactRare-v0")
+    for env_id in ("LMAlign-v0", "LMAlignTopK-v0", *exact):
         spec = gymnasium.spec(env_id)
         for entry_point in (spec.entry_point, spec.vector_entry_point):
             assert isinstance(entry_point, str)

@@ -9,6 +9,8 @@ ENVIRONMENTS = {
     "LMAlignTopK-v0": "the same, choosing among the reference's 32 likeliest tokens",
     "LMAlignExact-v0": "a language of 40 sequences, whose best policy is computed exactly",
     "LMAlignExactLong-v0": "the same language at horizon 48, exact by dynamic programming",
+    "LMAlignExactScales-v0": "two prompts, the second's reward ten times the first's, exact",
+    "LMAlignExactRare-v0": "a best text that the reference writes once in a thousand times, exact",
 }
 """gym.make(id): a test holds the ids to those that are registered."""
 

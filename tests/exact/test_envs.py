@@ -110,12 +110,42 @@ def test_several_prompts_with_a_start_and_a_reward_each() -> None:
     assert {env.reset(seed=s)[1]["prompt"] for s in range(20)} == {"<prompt 0>", "<prompt 1>"}
 
 
-@pytest.mark.parametrize("env_id", ["LMAlignExact-v0", "LMAlignExactLong-v0"])
+@pytest.mark.parametrize(
+    "env_id", ["LMAlignExact-v0", "LMAlignExactLong-v0", "LMAlignExactScales-v0", "LMAlignExactRare-v0"]
+)
 @pytest.mark.parametrize("observation_mode", ["tokens", "hidden"])
 def test_both_checkers(env_id: str, observation_mode: str) -> None:
     check_env(gym.make(env_id, observation_mode=observation_mode).unwrapped)
     check_sb3(gym.make(env_id, observation_mode=observation_mode))
     check_env(gym.make(env_id, observation_mode=observation_mode, action_mode="top_k", top_k=2).unwrapped)
+
+
+def test_two_prompts_of_different_scale() -> None:
+    """The first prompt is the worked example at β = .5; ten times the reward at β is R at β/10, ten times: J* too."""
+    env = gym.make("LMAlignExactScales-v0")
+    language = env.unwrapped.language
+    tenth = exact.optimum(exact.ExactLanguage(), 0.05)
+    found = exact.evaluate(language, exact.optimal_policy(language))
+    np.testing.assert_allclose(found.per_prompt["objective"], [J_STAR, 10 * tenth], atol=1e-6)
+    assert write(env, [3, 3, 0], prompt=1)[1]["score"] == 10 * write(env, [3, 3, 0])[1]["score"] == 30.0
+
+
+def test_the_rare_one() -> None:
+    """R = 4 for 3 3 3, p_ref = .001: Z = .999 + .001·e^8, π* = .001·e^8/Z."""
+    env = gym.make("LMAlignExactRare-v0")
+    language = env.unwrapped.language
+    z = 0.999 + 0.001 * np.exp(8.0)
+    assert exact.optimum(language) == pytest.approx(0.5 * np.log(z), abs=1e-9)
+    best = exact.evaluate(language, exact.optimal_policy(language)).reward / 4
+    assert best == pytest.approx(0.001 * np.exp(8.0) / z, abs=1e-9) and best > 0.74
+    assert exact.evaluate(language, exact.reference_policy(language)).reward == pytest.approx(0.004, abs=1e-9)
+
+
+@pytest.mark.parametrize("env_id", ["LMAlignExactScales-v0", "LMAlignExactRare-v0"])
+def test_their_specs_are_plain(env_id: str) -> None:
+    spec = EnvSpec.from_json(gym.make(env_id).spec.to_json())
+    again = gym.make(spec).unwrapped.language
+    assert exact.optimum(again) == exact.optimum(gym.make(env_id).unwrapped.language)
 
 
 def test_the_long_one() -> None:
