@@ -66,6 +66,8 @@ class Clock:
 def make_env(folder: str, algo: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     """The benchmark's problem for an algorithm, and what tiny.py says of it."""
     import gymnasium as gym
+    import torch
+    from transformers import AutoTokenizer
 
     import lm_gym  # noqa: F401  (registers the environments)
 
@@ -79,23 +81,16 @@ def make_env(folder: str, algo: str, **more: Any) -> tuple[Any, dict[str, Any]]:
         return tiny.lexicon_scores(completion_ids, meta["pos"], meta["neg"])
 
     def classifier() -> Callable[..., list[float]]:
-        import torch
-        from transformers import AutoModelForSequenceClassification
+        from lm_gym.reward_models import Classifier
 
-        model = AutoModelForSequenceClassification.from_pretrained(os.path.join(folder, "reward"), num_labels=1)
-        model.eval().to(more.get("device", "cpu"))
+        judge = Classifier(os.path.join(folder, "reward"), tokenizer=tokenizer, device=more.get("device", "cpu"))
 
-        @torch.no_grad()
-        def judge(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        @torch.inference_mode()
+        def scores(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
             ids = [tokenizer(p)["input_ids"] + c for p, c in zip(prompts, completion_ids)]
-            assert len(set(map(len, ids))) == 1, "texts of one length need no padding"
-            x = torch.tensor(ids, device=model.device)
-            hidden = model.transformer(input_ids=x, use_cache=False).last_hidden_state[:, -1]
-            return model.score(hidden).squeeze(-1).tolist()
+            return judge.logits(ids).squeeze(-1).tolist()
 
-        return judge
-
-    from transformers import AutoTokenizer
+        return scores
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     env = gym.make(

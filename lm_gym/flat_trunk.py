@@ -144,6 +144,12 @@ class FlatTexts:
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Causal attention of every text to itself: flat (n, heads, size) to (n, heads·size)."""
+        if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):  # the backward pass of bfloat16 takes 8 times that of float32
+                return self._attend(q.float(), k.float(), v.float())
+        return self._attend(q, k, v)
+
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         if self.prompts is None:
             return _attention(self.texts, q, *(self.texts.side_by_side(x) for x in (k, v)))
         n = self.prompts.total

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_gym import flat_trunk
 from lm_gym.rewards import Text, plain_text
 
 OUTPUTS = ("logit", "prob", "logprob")
@@ -150,6 +151,14 @@ class Classifier:
         for row, text in enumerate(tokens):
             ids[row, : len(text)] = torch.tensor(text)
             mask[row, : len(text)] = 1
+        base, head = self.model.base_model, getattr(self.model, "score", None)
+        if isinstance(head, torch.nn.Linear) and flat_trunk.is_known(base):
+            # as transformers does, the state of the last token that is no pad token is what the head reads
+            column = torch.arange(width).expand_as(ids)
+            real = mask.bool() if self._pad is None else ids != self._pad
+            wanted = column == (column * real).amax(-1, keepdim=True)
+            texts = flat_trunk.FlatTexts(ids, mask, wanted)
+            return head(flat_trunk.run(base, texts.to(device))).float()  # type: ignore[no-any-return]
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return torch.as_tensor(logits).float()
 
