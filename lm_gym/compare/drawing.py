@@ -31,6 +31,7 @@ _COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #7a5195 #a6761d #56b4e9 #444444 #b21
 _STYLE: Any = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "lm-gym",
+    "text.parse_math": False,  # a $ in an agent's name is a $
     "font.family": "DejaVu Sans",
     "font.size": 8,
     "axes.titlesize": 8,
@@ -100,9 +101,9 @@ def score_axis(ticked: Axis, low: float, high: float, label: str = SCORE_LABEL) 
     if high - low < 1.3:
         inside = [*MaxNLocator(4).tick_values(1 - 10.0**-low, 1 - 10.0**-high)]
     else:
-        half = [0.5] if high - low < 3 else []
+        between = [-2.0, 0.7, 0.97, 0.997, 0.9997] if high - low < 2.5 else []
         near = [1 - NEAREST] if high >= score_position(1 - NEAREST) else [0.9999]  # their labels would touch
-        inside = [-99.0, -9.0, 0.0, *half, 0.9, 0.99, 0.999, *near]
+        inside = sorted([-99.0, -9.0, 0.0, 0.9, 0.99, 0.999, *between, *near])
     ticks = [(float(score_position(tick)), tick) for tick in inside if tick < 1]
     shown = [(place, tick) for place, tick in ticks if low - 1e-9 <= place <= high + 1e-9]
     ticked.set_major_locator(FixedLocator([place for place, _ in shown]))

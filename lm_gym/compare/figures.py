@@ -15,7 +15,7 @@ import numpy as np
 
 from lm_gym.compare import drawing
 from lm_gym.compare.drawing import Axes, Figure, Line2D, position, style
-from lm_gym.compare.results import Estimate, Results, Run, Setting
+from lm_gym.compare.results import FEW, Estimate, Results, Run, Setting
 from lm_gym.compare.statistics import FloatArray, iqm, iqm_band, profile, profile_band
 from lm_gym.compare.tables import Improvements
 
@@ -39,7 +39,7 @@ def draw(results: Results, found: Improvements, stem: Path, suffix: str) -> list
             "score": _score(results),
             "curves": _curves(results),
             "profiles": _profiles(results),
-            "improvement": _improvement(results.agents, found),
+            "improvement": _improvement(results, found),
             "frontier": _frontier(results),
         }.items():
             path = stem.with_name(f"{stem.name}-{name}{suffix}")
@@ -69,7 +69,8 @@ def _score(results: Results) -> Figure:
         _intervals(axes[-1], both, True, "not on all")
         axes[-1].set_title(f"{len(results.scored)} problems together")
     axes[0].set_ylim(len(results.agents) - 0.4, -0.6)
-    figure.supxlabel("dot: IQM over seeds; bar: 95 % stratified bootstrap interval; strokes: runs", fontsize=7)
+    words = f"dot: IQM over seeds; bar: 95 % stratified bootstrap interval{_doubt(results)}; strokes: runs"
+    figure.supxlabel(words, fontsize=7)
     return figure
 
 
@@ -167,15 +168,17 @@ def _profiles(results: Results) -> Figure:
     return figure
 
 
-def _improvement(agents: Sequence[str], found: Improvements) -> Figure | None:
+def _improvement(results: Results, found: Improvements) -> Figure | None:
     """P(row above column) in every cell; bold where the interval leaves out one half."""
     if not found:
         return None
+    agents = results.agents
     size = 0.36 * len(agents)
     figure = Figure(figsize=(max(size + 1.6, 3.2), max(size + 1.6, 2.8)))
     axis = figure.add_subplot()
     p = np.array([[found.get((x, y), (math.nan,))[0] for y in agents] for x in agents])
-    axis.pcolormesh(np.arange(len(agents) + 1) - 0.5, np.arange(len(agents) + 1) - 0.5, p, cmap="Greys", vmin=0, vmax=2)
+    edges = np.arange(len(agents) + 1) - 0.5
+    axis.pcolormesh(edges, edges, p, cmap="Greys", vmin=0, vmax=2, edgecolors="#dddddd", linewidth=0.5)
     most = max(count for _, _, count in found.values())
     for row, x in enumerate(agents):
         for column, y in enumerate(agents):
@@ -189,7 +192,7 @@ def _improvement(agents: Sequence[str], found: Improvements) -> Figure | None:
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axis.grid(False)
     axis.spines[:].set_visible(False)
-    notes = ["P(row above column), mean over problems", "bold: the 95 % interval leaves out one half"]
+    notes = ["P(row above column), mean over problems", f"bold: the 95 % interval leaves out one half{_doubt(results)}"]
     if any(count < most for _, _, count in found.values()):
         notes.append("*: on fewer problems than other pairs")
     axis.set_xlabel("\n".join(notes), fontsize=7)
@@ -245,6 +248,10 @@ def _frontier_line(axis: Axes, settings: Sequence[Setting], reach: float) -> Non
             near[: near.sum() + 1] = True  # the first one beyond, so that there is a line where the runs end
             kl, reward = kl[near], reward[near]
         axis.plot(kl, reward, color="black", zorder=1, **look)
+
+
+def _doubt(results: Results) -> str:
+    return f"\n(fewer than {FEW} seeds: intervals mean little)" if results.few_seeds else ""
 
 
 def _points(group: Sequence[Run]) -> FloatArray:

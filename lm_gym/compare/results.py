@@ -99,6 +99,11 @@ class Results:
         """The problems that have scores, which can be put together."""
         return tuple(setting for setting in self.settings if setting.scored)
 
+    @property
+    def few_seeds(self) -> bool:
+        """Whether an interval rests on so few seeds that it means little."""
+        return any(len(group) < FEW for group in self.runs.values())
+
     def complete(self) -> tuple[str, ...]:
         """The agents that ran on every scored problem: nothing is imputed for the others."""
         if not self.scored:

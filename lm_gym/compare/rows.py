@@ -25,7 +25,8 @@ class Row:
         length: mean tokens a text. distinct_2: share of different bigrams. win_rate: P(R > R of a reference text of the
             same prompt), ties one half. None: not measured.
         curve: (tokens, J) at points of the training, from (0, J at the start) to the end; None: not measured.
-        prompts: texts' prompts drawn in training, counted each time. reward_calls: texts judged in training.
+        prompts: drawn in training, counted each time, and once for all texts of a group. reward_calls: texts judged in
+            training.
         offline_pairs: given or offline preference pairs, demonstrations or labelled texts that it trained on.
         cpu_seconds: of training alone, without imports, loading and evaluation.
         config: the fields of the agent's configuration that differ from its defaults.
@@ -171,9 +172,9 @@ def check_distinct(rows: Iterable[Row], places: Iterable[str] | None = None) -> 
 def _value(key: str, value: object, where: str) -> Any:
     """A field's value as :class:`Row` holds it."""
     if key in _NAMES:
-        if isinstance(value, str) and value.strip():
+        if isinstance(value, str) and value.strip() and value.isprintable():
             return value
-        raise ValueError(f"{where}: expected a name for {key!r}, got {_shown(value)}")
+        raise ValueError(f"{where}: expected a name in one line for {key!r}, got {_shown(value)}")
     if key == "config":
         if isinstance(value, Mapping):
             return dict(value)

@@ -113,6 +113,8 @@ def test_few_seeds_are_said(seeds: int, words: str) -> None:
     results = gather(many(3, seeds), PROBLEMS)
     assert words in results.notes[0] and "all agents" in results.notes[0]
     assert (lines(tables.text(results), "score, IQM")[1][3] == "–") == (seeds == 1)
+    figure = figures._score(results)
+    assert "fewer than 5 seeds" in figure._supxlabel.get_text()
     assert not any("mean little" in note for note in gather(many(3, 5), PROBLEMS).notes)
 
 
@@ -248,6 +250,16 @@ def test_eighty_agents_look_different_without_colour() -> None:
     assert len(looks) == 80
 
 
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    names = {"agent-00": "_mine", "agent-01": "a$b$ | é"}
+    rows = [replace(r, agent=names[r.agent]) for r in many(2, 2, (EXACT,))]
+    text = output.write(rows, PROBLEMS, tmp_path / "fig.svg")
+    assert "a$b$ \\| é" in text and "_mine" in text
+    with drawing.styled():
+        legend = figures._frontier(gather(rows, PROBLEMS)).legends[0]
+    assert {text.get_text() for text in legend.get_texts()} > set(names.values())
+
+
 @pytest.mark.parametrize("results", [gather(many(15, 2), PROBLEMS), gather(many(2, 1), PROBLEMS)], ids=["15", "2"])
 @pytest.mark.parametrize("name", ["score", "curves", "profiles", "improvement", "frontier"])
 def test_no_words_of_a_figure_overlap(results: Results, name: str) -> None:
@@ -256,7 +268,7 @@ def test_no_words_of_a_figure_overlap(results: Results, name: str) -> None:
             "score": lambda: figures._score(results),
             "curves": lambda: figures._curves(results),
             "profiles": lambda: figures._profiles(results),
-            "improvement": lambda: figures._improvement(results.agents, tables.improvements(results)),
+            "improvement": lambda: figures._improvement(results, tables.improvements(results)),
             "frontier": lambda: figures._frontier(results),
         }[name]()
         assert figure is not None
