@@ -116,8 +116,8 @@ def place(env_id: str, kl_coef: float, *, tuning: bool) -> Place:
         return Place(env, language, list(mdp.prompts))
     parts = split(mdp.prompts)
     train, held_out = (parts.tuning_train, parts.tuning_evaluation) if tuning else (parts.train, parts.evaluation)
-    numbered = [replace(prompt, id=i) for i, prompt in enumerate(train)]
-    return Place(make_env(env_id, kl_coef=kl_coef, prompts=numbered), None, held_out)
+    mdp.prompts = [replace(prompt, id=i) for i, prompt in enumerate(train)]
+    return Place(env, None, held_out)
 
 
 @dataclass(frozen=True)
