@@ -2,13 +2,15 @@
 
     python benchmarks/stepping.py                      # 1, 8, 32, 128 rows
     python benchmarks/stepping.py --rows 32 --json out.json
+    python benchmarks/stepping.py --vocab 50000 --no-uncached
 
 Every case writes the same work: N texts of 16 + 32 tokens, sampled from the whole vocabulary, on a GPT-2 of 4 x 256
 (3.7 M parameters, vocabulary 2,000, random weights), one thread. The cases take turns, so that other programs on the
-machine disturb them alike; a ratio is the median over rounds of the ratio within a round.
+machine disturb them alike; a ratio is the median over rounds of the ratio of CPU seconds within a round.
 
 - generate: ``transformers`` generate, the policy alone.
-- plain loop: a hand-written loop over DynamicCache that decodes the policy and scores with a separate reference.
+- plain loop: GPT-2 written out over preallocated tensors (plain.py), policy and separate reference both decoded; what
+  two decodes cost. For other models than ``gpt2`` a loop over DynamicCache.
 - env + CachedLM: ``gym.make_vec`` stepped by a cached policy; the environment scores with its own reference.
 - env, hidden: ``hidden`` observations; the policy is a head on the reference's hidden state, one forward serves both.
 - env without cache: the same environment and driver, both running the whole prefix at every step.
@@ -27,7 +29,8 @@ from typing import Any
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
-parser.add_argument("--rounds", type=int, default=5)
+parser.add_argument("--rounds", type=int, default=7)
+parser.add_argument("--repeats", type=int, default=0, help="calls a round and case; 0: as many as 64 rows make")
 parser.add_argument("--model", choices=["gpt2", "llama", "tiny"], default="gpt2")
 parser.add_argument("--vocab", type=int, default=2000)
 parser.add_argument("--prompt-length", type=int, default=16)
@@ -126,6 +129,7 @@ def uncached(lm: Any) -> Any:
 def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]:
     import gymnasium as gym
     import torch
+    from plain import decode_both
     from transformers import DynamicCache
 
     import lm_gym
@@ -158,6 +162,9 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
 
     @torch.no_grad()
     def plain_loop() -> None:
+        if lm.name == "gpt2":
+            decode_both(model, model, ids, T)
+            return
         caches = [DynamicCache(config=model.config), DynamicCache(config=model.config)]
         now = ids
         for _ in range(T):
@@ -202,6 +209,33 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
     return out
 
 
+def take_turns(work: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
+    """CPU seconds a call of every case, by round; each round in the other order. A first round warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(rounds + 1):
+        for name in sorted(work, reverse=bool(turn % 2)):
+            started = time.process_time()
+            for _ in range(repeats):
+                work[name]()
+            seconds[name].append((time.process_time() - started) / repeats)
+    return {name: spent[1:] for name, spent in seconds.items()}
+
+
+def table(seconds: dict[str, list[float]], tokens: int, *bases: str) -> dict[str, dict[str, Any]]:
+    """Print every case's tokens a second and its speed relative to the bases' in the same round."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name, spent in seconds.items():
+        rows[name] = {"tokens_per_cpu_second": tokens / statistics.median(spent)}
+        line = f"  {name:20s} {rows[name]['tokens_per_cpu_second']:8.0f}"
+        for base in bases:
+            ratios = [b / s for b, s in zip(seconds[base], spent, strict=True)]
+            key = "of_" + base.replace(" ", "_")
+            rows[name] |= {key: statistics.median(ratios), f"{key}_rounds": ratios}
+            line += f"   {rows[name][key]:5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+        print(line, flush=True)
+    return rows
+
+
 def main() -> None:
     global P, T
     args = parser.parse_args()
@@ -216,22 +250,9 @@ def main() -> None:
     lm = build(args.model, args.vocab).freeze()
     result: dict[str, Any] = {"model": args.model, "vocab": lm.vocab_size, "tokens": [P, T], "rows": {}}
     for n in args.rows:
-        work = cases(lm, n, not args.no_uncached)
-        seconds: dict[str, list[float]] = {name: [] for name in work}
-        for _ in range(args.rounds + 1):
-            for name, run in work.items():
-                started = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - started)
-        rows = {}
-        print(f"\n{n} rows" + " " * 14 + "tokens/s   of generate [min, max]")
-        for name, spent in seconds.items():
-            spent = spent[1:]  # the first round warms up
-            ratios = [g / s for g, s in zip(seconds["generate"][1:], spent, strict=True)]
-            ratio = statistics.median(ratios)
-            rows[name] = {"tokens_per_second": n * T / statistics.median(spent), "of_generate": ratio, "ratios": ratios}
-            speed = rows[name]["tokens_per_second"]
-            print(f"  {name:20s} {speed:8.0f}   {ratio:5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]")
+        seconds = take_turns(cases(lm, n, not args.no_uncached), args.rounds, args.repeats or max(1, 64 // n))
+        print(f"\n{n} rows" + " " * 14 + "tokens/CPU s   of generate [min, max]   of the plain loop")
+        rows = table(seconds, n * T, "generate", "plain loop")
         if not args.no_uncached:
             gain = rows["env + CachedLM"]["of_generate"] / rows["env without cache"]["of_generate"]
             print(f"  env + CachedLM is {gain:.1f} times the environment without cache")
