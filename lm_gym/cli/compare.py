@@ -88,9 +88,9 @@ def compare(args: Sequence[str]) -> int:
         with refusing():
             print(output.write([*done.rows, *beside], done.problems, out))
     print(_said(call, settings, done))
-    for title, lines in (("trials diverged", done.diverged), ("runs broke off", done.failures)):
+    for title, lines in (("trials that diverged", done.diverged), ("runs that broke off", done.failures)):
         if lines:
-            say("\n  ".join([f"{len(lines)} {title}:", *lines]))
+            say("\n  ".join([f"{title}, {len(lines)}:", *lines]))
     return 1 if done.failures else 0
 
 
