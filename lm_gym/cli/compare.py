@@ -188,5 +188,7 @@ def _said(call: Call, settings: Any, done: Any) -> str:
         )
     else:
         lines.append("Default configurations: nothing was tuned.")
+    several = " (several: a difference may be the code's)" if len(done.revisions) > 1 else ""
+    lines.append(f"Made by lm_gym at {', '.join(done.revisions)}{several}.")
     lines.append(f"Runs, trials, problems and failures: {call.results}. Figures, tables and CSV: beside {call.out}.")
     return "\n".join(lines)

@@ -18,9 +18,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lm_gym
 from lm_gym.compare.rows import Problem, Row, read_rows, row_line
 from lm_gym.compare.settings import Job, Settings
-from lm_gym.runinfo import write_atomically
+from lm_gym.runinfo import git_revision, write_atomically
 
 Group = tuple[str, str, float]
 
@@ -30,11 +31,14 @@ class Ledger:
 
     Attributes:
         problems: (env, kl_coef) -> Problem. reference: env -> prompt -> scores. trials: (agent, env, kl_coef) ->
-            trial -> what was found. rows: (agent, env, kl_coef, seed) -> Row.
+            trial -> what was found. rows: (agent, env, kl_coef, seed) -> Row. revisions: of the
+            code, of every call so far.
 
     Raises:
         ValueError: the folder was made with other settings.
     """
+
+    revisions: list[str]
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
@@ -60,6 +64,8 @@ class Ledger:
     def _agree(self, settings: Settings) -> None:
         """Refuse settings that would mix what cannot be compared; remember those of agents that are new here."""
         path = self.folder / "settings.json"
+        code = git_revision(Path(lm_gym.__file__).parent) or f"version {lm_gym.__version__}"
+        self.revisions = []
         now: dict[str, Any] = {**settings.binding, "fixed": {name: {} for name in settings.agents}}
         now["fixed"] |= {name: dict(fields) for name, fields in settings.fixed.items()}
         if path.exists():
@@ -76,6 +82,10 @@ class Ledger:
                     "(--results)"
                 )
             now["fixed"] = then["fixed"] | now["fixed"]
+            self.revisions = then.get("revisions", [])
+        if code not in self.revisions:
+            self.revisions.append(code)
+        now["revisions"] = self.revisions
         write_atomically(path, json.dumps(now, indent=1) + "\n")
 
     def add_problem(self, problem: Problem) -> None:

@@ -25,7 +25,7 @@ class Compared:
     Attributes:
         rows: final runs. problems: what they are measured on. failures: runs that broke off, with their errors.
         diverged: trials whose numbers blew up. warnings: what the runs said, by who said it.
-        tuned: (agent, env, kl_coef) -> trials that were made.
+        tuned: (agent, env, kl_coef) -> trials that were made. revisions: of the code that made what the folder holds.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -34,6 +34,7 @@ class Compared:
     diverged: list[str] = field(default_factory=list)
     warnings: dict[str, str] = field(default_factory=dict)
     tuned: dict[tuple[str, str, float], int] = field(default_factory=dict)
+    revisions: list[str] = field(default_factory=list)
 
 
 def compare(settings: Settings, folder: Path, say: Say) -> Compared:
@@ -51,7 +52,7 @@ def compare(settings: Settings, folder: Path, say: Say) -> Compared:
 class _Comparison:
     def __init__(self, settings: Settings, ledger: Ledger, say: Say) -> None:
         self.settings, self.ledger, self.say = settings, ledger, say
-        self.result = Compared()
+        self.result = Compared(revisions=ledger.revisions)
 
     def run(self) -> Compared:
         self._problems()

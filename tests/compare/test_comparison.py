@@ -10,7 +10,7 @@ from compare_jobs import job
 
 from lm_gym.cli import main
 from lm_gym.cli.options import load_agent
-from lm_gym.compare import run
+from lm_gym.compare import ledger, run
 from lm_gym.compare.ledger import Ledger
 from lm_gym.compare.pool import Outcome, run_all
 from lm_gym.compare.rows import Problem, Row
@@ -57,21 +57,21 @@ def test_a_job_that_dies_takes_no_other_with_it() -> None:
 
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, settings())
+    made = Ledger(tmp_path, settings())
     trial = Job("ppo", None, WORKED, 0.5, 10_001, 300, 8, 2, trial=1)
-    ledger.add_problem(Problem(WORKED, 0.5, 0.7, 1.5, ((0.0, 0.7), (1.0, 1.9)), True))
-    ledger.add_reference("LMAlign-v0", {"a text": (0.5, 1.0)})
-    ledger.add_trial(trial, {"epochs": 2}, 1.25)
-    ledger.add_row(Row("ppo", WORKED, 0.5, 3, 300, 1.0, 0.25))
+    made.add_problem(Problem(WORKED, 0.5, 0.7, 1.5, ((0.0, 0.7), (1.0, 1.9)), True))
+    made.add_reference("LMAlign-v0", {"a text": (0.5, 1.0)})
+    made.add_trial(trial, {"epochs": 2}, 1.25)
+    made.add_row(Row("ppo", WORKED, 0.5, 3, 300, 1.0, 0.25))
     again = Ledger(tmp_path, settings())
     for kept in ("problems", "reference", "trials", "rows"):
-        assert getattr(again, kept) == getattr(ledger, kept) != {}
+        assert getattr(again, kept) == getattr(made, kept) != {}
 
 
 def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, settings())
+    made = Ledger(tmp_path, settings())
     for seed in (0, 1):
-        ledger.add_row(Row("ppo", WORKED, 0.5, seed, 300, 1.0, 0.25))
+        made.add_row(Row("ppo", WORKED, 0.5, seed, 300, 1.0, 0.25))
     path = tmp_path / "rows.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     assert [key[-1] for key in Ledger(tmp_path, settings()).rows] == [0]
@@ -80,12 +80,12 @@ def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path: Path) -> None:
 
 def test_the_winner(tmp_path: Path) -> None:
     """The highest J, of equals the first; what diverged never."""
-    ledger = Ledger(tmp_path, settings())
+    made = Ledger(tmp_path, settings())
     group = ("ppo", WORKED, 0.5)
     for number, j in enumerate([0.5, None, 0.9, 0.9]):
-        made = Job(*group[:1], None, *group[1:], 10_000 + number, 300, 8, 2, trial=number)
-        ledger.add_trial(made, {"epochs": number}, j, None if j is not None else "nan")
-    assert ledger.winner(group) == {"epochs": 2} and ledger.winner(("rloo", WORKED, 0.5)) is None
+        trial = Job(group[0], None, group[1], group[2], 10_000 + number, 300, 8, 2, trial=number)
+        made.add_trial(trial, {"epochs": number}, j, None if j is not None else "nan")
+    assert made.winner(group) == {"epochs": 2} and made.winner(("rloo", WORKED, 0.5)) is None
 
 
 def test_other_settings_are_refused(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_run_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "| rloo" in said and (tmp_path / "fig.csv").exists() and (tmp_path / "fig-score.pdf").exists()
     assert main(call) == 0
     again = capsys.readouterr().out
-    assert "run 1" not in again and again in said  # nothing runs, the same is printed
+    assert "run 1" not in again and again.partition("Made by")[0] in said  # nothing runs, the same is printed
     assert main([*call, "--total-tokens", "400"]) == 2
     assert "holds results of total_tokens=300 and not 400" in capsys.readouterr().err
 
@@ -158,6 +158,16 @@ def test_a_run_that_breaks_off_is_said_kept_and_tried_again(tmp_path: Path, caps
         assert "runs that broke off, 1:" in said.err and "kl_coef expected above 0" in said.err and "| rloo" in said.out
         assert len(lines(tmp_path / "failures.jsonl")) == calls
     assert main([*call, "--tune-trials", "0", "--agents", "rloo"]) == 0
+
+
+@pytest.mark.usefixtures("fast")
+def test_rows_of_several_revisions_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call = ["compare", "--agents", "reference", *SMALL, "--results", str(tmp_path), "--out", str(tmp_path / "fig.pdf")]
+    for revision, said in (("abc", "at abc."), ("def", "at abc, def (several")):
+        monkeypatch.setattr(ledger, "git_revision", lambda folder, revision=revision: revision)
+        assert main(call) == 0 and said in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fast")
