@@ -42,14 +42,15 @@ def train(job: Job) -> Trained:
     meter.follow(agent)
     curve = _learn(job, here, agent, data, meter) if job.kind.trains else []
     found = measure(job, here, agent)
+    tokens = agent.tokens + (0 if data is None else data.tokens)
     if curve:
-        curve[-1] = (curve[-1][0], found.reward - job.kl_coef * found.kl)
+        curve.append((tokens, found.reward - job.kl_coef * found.kl))
     row = Row(
         agent=job.agent,
         env=job.env,
         kl_coef=job.kl_coef,
         seed=job.seed,
-        tokens=agent.tokens + (0 if data is None else data.tokens),
+        tokens=tokens,
         reward=found.reward,
         kl=found.kl,
         length=found.length,
@@ -77,7 +78,7 @@ def _demonstrations(job: Job, here: Place, meter: Meter) -> Demonstrations:
 
 
 def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter: Meter) -> list[tuple[int, float]]:
-    """Train; (tokens, J) at the start, at equal distances, and at the end, where J is still to be measured."""
+    """Train; (tokens, J) at the start and at equal distances, the end left out."""
     spent, tokens = 0, job.total_tokens
     curve = [(0, worth(job, here, agent))]
     if data is not None and data.tokens:
@@ -95,7 +96,7 @@ def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter
 
     with meter.count(True):
         agent.learn(tokens, callback=after_update)
-    return [*curve, (spent + agent.tokens, float("nan"))]
+    return curve
 
 
 def _examples(agent: Any) -> int:

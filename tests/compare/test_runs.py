@@ -150,7 +150,7 @@ def test_a_trial_with_another_step_size() -> None:
 
 def test_a_run_on_a_sampled_environment() -> None:
     reference = problems.make_problems(problems.ProblemJob(SAMPLED, (0.05,), 4)).reference
-    more = {"kl_coef": 0.05, "eval_texts": 4, "reference": reference}
+    more: dict[str, Any] = {"kl_coef": 0.05, "eval_texts": 4, "reference": reference}
     row = ran("rloo", SAMPLED, 50, config={"batch_size": 16, "minibatch_size": None}, **more).row
     assert (row.prompts, row.reward_calls, row.offline_pairs) == (4, 16, 0)  # evaluating costs nothing
     assert row.win_rate is not None and row.win_rate * 4 * 64 * 2 == pytest.approx(round(row.win_rate * 4 * 64 * 2))
