@@ -83,14 +83,17 @@ def small_lm(kind: str = "llama", *, seed: int = 0, alphabet: Sequence[str] | No
     return TransformersLM(model, tok, kind)
 
 
-def wide_lm(kind: str = "llama", *, seed: int = 0, pad: str | None = "<pad>", eos: Any = None) -> TransformersLM:
+def wide_lm(
+    kind: str = "llama", *, seed: int = 0, pad: str | None = "<pad>", eos: Any = None, positions: int = 128
+) -> TransformersLM:
     """A random model with heads of 32 dimensions, the least that vLLM takes; GPT-2's embeddings are tied too."""
     tok = tokenizer(LETTERS, pad=pad)
     if kind == "gpt2":
-        model = gpt2(len(tok), seed=seed, width=64, heads=2)
+        model = gpt2(len(tok), seed=seed, width=64, heads=2, positions=positions)
     else:
         tied = kind.endswith("tied")
-        model = llama(len(tok), seed=seed, width=64, heads=2, kv_heads=1 if tied else 2, tie_word_embeddings=tied)
+        more = {"kv_heads": 1 if tied else 2, "tie_word_embeddings": tied, "positions": positions}
+        model = llama(len(tok), seed=seed, width=64, heads=2, **more)
     if eos is not None:
         model.generation_config.eos_token_id = eos
     lm = TransformersLM(model, tok, kind)
