@@ -133,12 +133,16 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
     from transformers import DynamicCache
 
     import lm_gym
+    from lm_gym.cached_lm import masked
     from lm_gym.mdp import AlignmentMDP
     from lm_gym.prompts import Prompt
+    from lm_gym.sampling import sample
 
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(2, lm.vocab_size, (n, P), generator=draw)
-    prompts = [Prompt(i, str(i), tuple(row)) for i, row in enumerate(ids.tolist())]
+    # so many that two rows seldom draw the same, which the environment would compute once
+    many = torch.randint(2, lm.vocab_size, (64 * n, P), generator=draw).tolist()
+    prompts = [Prompt(i, str(i), tuple(row)) for i, row in enumerate(many)]
     model = lm.model
 
     def make(view: str = "tokens", reference: Any = lm) -> Any:
@@ -176,8 +180,10 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
             torch.log_softmax(ref, -1).gather(-1, now)
 
     def stepped(envs: Any, actor: Any) -> Callable[[], None]:
+        obs, info = envs.reset(seed=0)
+
         def run() -> None:
-            obs, info = envs.reset(seed=0)
+            nonlocal obs, info  # the last step of a text has begun the next one
             for _ in range(T):
                 actions, _, _ = actor.act(obs, action_mask=info["action_mask"])
                 obs, _, _, _, info = envs.step(actions)
@@ -186,16 +192,14 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
 
     shared = make("hidden")
     head, sampler = lm.head, torch.Generator().manual_seed(1)
+    seen, info = shared.reset(seed=0)
 
     @torch.no_grad()
     def hidden() -> None:
-        from lm_gym.decoding import sample
-
-        obs, info = shared.reset(seed=0)
+        nonlocal seen, info
         for _ in range(T):
-            logits = head(torch.as_tensor(obs)).masked_fill(torch.as_tensor(info["action_mask"]) == 0, -torch.inf)
-            logp = torch.log_softmax(logits, -1)
-            obs, _, _, _, info = shared.step(sample(logp, torch.rand(n, generator=sampler)).numpy())
+            logp = torch.log_softmax(masked(head(torch.as_tensor(seen)), info["action_mask"]), -1)
+            seen, _, _, _, info = shared.step(sample(logp, torch.rand(n, generator=sampler)).numpy())
 
     out = {
         "generate": generate,

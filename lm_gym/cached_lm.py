@@ -32,7 +32,8 @@ class CachedLM:
     """A language model as a policy with a KV cache: one token a row is computed, not the whole prefix.
 
     It recognises rows that only grew by one token since the last call; any other row is prefilled anew. Changed weights
-    (an optimizer's step) are noticed, and everything is prefilled anew.
+    (an optimizer's step, a tensor written to) are noticed, and everything is prefilled anew. Put adapters into the
+    model before its first text: those that come later are noticed once an optimizer has moved them.
 
     Args:
         model: as for :func:`lm_gym.models.load_model`, or a :class:`CausalLM`. It is not copied.
@@ -54,7 +55,8 @@ class CachedLM:
         self.generator = torch.Generator().manual_seed(seed)
         self._rows: Rows | None = None
         self._seen: tuple[np.ndarray, np.ndarray] | None = None
-        self._version = -1
+        self._weights: list[nn.Parameter] = []
+        self._version = 0
         self.moved = False  # whether an optimizer has moved weights since the last call
         _watching.add(self)
 
@@ -78,8 +80,7 @@ class CachedLM:
         if action_tokens is not None:
             logits = logits.gather(-1, torch.as_tensor(np.atleast_2d(action_tokens)).to(logits.device))
         if action_mask is not None:
-            allowed = torch.as_tensor(np.array(np.atleast_2d(action_mask), dtype=bool)).to(logits.device)
-            logits = logits.masked_fill(~allowed, -torch.inf)
+            logits = masked(logits, np.atleast_2d(action_mask))
         logp = torch.log_softmax(logits, -1)
         if deterministic:
             actions = logp.argmax(-1)
@@ -106,15 +107,17 @@ class CachedLM:
         mask = np.atleast_2d(np.asarray(obs["attention_mask"])).astype(bool)
         hidden = self._advance(ids, mask)
         self._seen = ids.copy(), mask.copy()
-        return self.lm.head(hidden) / self.temperature, hidden
+        logits = self.lm.head(hidden)
+        return logits if self.temperature == 1.0 else logits / self.temperature, hidden
 
     def _advance(self, ids: np.ndarray, mask: np.ndarray) -> torch.Tensor:
         n, width = ids.shape
-        version = sum(p._version for p in self.lm.parameters())
+        version = sum(p._version for p in self._weights)
         grown = np.zeros(n, dtype=bool)
         changed = self.moved or version != self._version
         if self._rows is None or self._seen is None or self._seen[0].shape != ids.shape or changed:
-            self._rows = self.lm.rows(n, width)
+            self._rows, self._weights = self.lm.rows(n, width), list(self.lm.parameters())
+            version = sum(p._version for p in self._weights)
         else:
             old_ids, old_mask = self._seen
             same = (ids[:, :-1] == old_ids[:, 1:]) | ~mask[:, :-1]
@@ -134,6 +137,15 @@ class CachedLM:
                 hidden[torch.as_tensor(new)] = fresh
         assert hidden is not None
         return hidden
+
+
+def masked(logits: torch.Tensor, action_mask: np.ndarray) -> torch.Tensor:
+    """Logits (n, actions) with −inf where the mask (n, actions) is 0."""
+    if action_mask.strides[0] == 0 and len(action_mask) == len(logits):  # one row that stands for all, as environments
+        banned = np.flatnonzero(action_mask[0] == 0)  # give where they can: most often nothing, or the ends alone
+        return logits.index_fill(-1, torch.as_tensor(banned).to(logits.device), -torch.inf) if len(banned) else logits
+    forbidden = torch.as_tensor(action_mask == 0).to(logits.device)
+    return logits.masked_fill(forbidden, -torch.inf)
 
 
 class ReferenceAgent:

@@ -103,6 +103,11 @@ class Stepper:
         self.free_mask = np.ones(self.n_actions, dtype=np.int8)
         self.free_mask.setflags(write=False)
         self.free_masks = np.broadcast_to(self.free_mask, (n, self.n_actions))
+        early = self.free_mask.copy()
+        if mdp.top_k is None:  # else it depends on the row's choices
+            early[eos.numpy()] = 0
+        early.setflags(write=False)
+        self.early_masks = np.broadcast_to(early, (n, self.n_actions))
 
     def _allocate(self) -> None:
         n, lm = self.n, self.lm
@@ -160,7 +165,10 @@ class Stepper:
     @torch.no_grad()
     def _predict(self, rows: Sequence[int] | None = None) -> None:
         hidden = self.hidden if rows is None else self.hidden[list(rows)]
-        logits = (self.lm.head(hidden) / self.mdp.temperature).cpu()
+        logits = self.lm.head(hidden)
+        if self.mdp.temperature != 1.0:
+            logits = logits / self.mdp.temperature
+        logits = logits.cpu()
         logp = torch.log_softmax(logits, -1)
         choices = top_k_ids(logits, self.mdp.top_k, self.lm.eos_ids) if self.mdp.top_k else None
         if rows is None:
@@ -189,12 +197,20 @@ class Stepper:
         """(n, actions) int8, 1 where an action may be taken."""
         if not self.mdp.min_new_tokens:
             return self.free_masks
-        early = np.array([self.live[i] and len(t) < self.mdp.min_new_tokens for i, t in enumerate(self.tokens)])
+        early = self._early()
         if not early.any():
             return self.free_masks
-        ends = self.is_eos.numpy()[None] if self.choices is None else self.is_eos[self.choices].numpy()
-        masks = ~(ends & early[:, None])
-        return masks.astype(np.int8)
+        if self.choices is not None:
+            return (~(self.is_eos[self.choices].numpy() & early[:, None])).astype(np.int8)
+        if early.all():
+            return self.early_masks
+        masks = self.free_masks.copy()
+        masks[early] = self.early_masks[0]
+        return masks
+
+    def _early(self) -> np.ndarray:
+        """(n,) bool, rows that may not end with their next token."""
+        return self.live & (np.fromiter(map(len, self.tokens), np.int64, self.n) < self.mdp.min_new_tokens)
 
     def choice_ids(self) -> np.ndarray | None:
         """(n, k) token ids that the actions of "top_k" stand for, by row, in the order of the ids."""
@@ -224,11 +240,12 @@ class Stepper:
         live, n = self.live.copy(), self.n
         reported, self.reported = self.reported, None  # it was for this step, also if the step is refused
         index = np.where(live, actions, 0)
-        self._check(index, live, reported)
+        self._check_range(index, live)
         ids = torch.as_tensor(index)
         if self.choices is not None:
             ids = self.choices[torch.arange(n), ids]
-        ref = np.where(live, self.logp[torch.arange(n), ids].double().numpy(), 0.0)
+        self._check(index, ids, live, reported)
+        ref = np.where(live, self.logp.gather(-1, ids[:, None]).squeeze(-1).double().numpy(), 0.0)
         out = Outcome(np.zeros(n), np.zeros(n, dtype=bool), ref, np.zeros(n), np.zeros(n), np.zeros(n), live)
         if self.kl_mode == "reference":
             out.kl_penalty = self.kl_coef * ref
@@ -243,13 +260,15 @@ class Stepper:
             self._advance(ids.to(self.lm.device), live)
         return out
 
-    def _check(self, index: np.ndarray, live: np.ndarray, reported: np.ndarray | None) -> None:
+    def _check_range(self, index: np.ndarray, live: np.ndarray) -> None:
         wrong = live & ((index < 0) | (index >= self.n_actions))
         if wrong.any():
             row = int(wrong.argmax())
             raise ValueError(f"action expected 0 to {self.n_actions - 1}, got {index[row]} in row {row}")
+
+    def _check(self, index: np.ndarray, ids: torch.Tensor, live: np.ndarray, reported: np.ndarray | None) -> None:
         if self.mdp.min_new_tokens:
-            masked = live & (self.action_masks()[np.arange(self.n), index] == 0)
+            masked = self._early() & self.is_eos[ids].numpy()
             if masked.any():
                 row = int(masked.argmax())
                 raise ValueError(

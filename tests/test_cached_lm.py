@@ -9,7 +9,7 @@ from ppo_runs import environment, problem
 from small_models import small_lm
 
 from lm_gym.adam import Adam32
-from lm_gym.cached_lm import CachedLM, reference_agent
+from lm_gym.cached_lm import CachedLM, masked, reference_agent
 from lm_gym.vector_env import LMAlignVectorEnv
 
 
@@ -110,6 +110,15 @@ def test_a_fused_optimizers_step_in_the_middle_of_a_text_is_noticed() -> None:
         optimizer.step()
         obs, *_, info = env.step(actions)
         torch.testing.assert_close(torch.log_softmax(policy.logits(obs)[0], -1), whole(lm, obs), atol=1e-4, rtol=0)
+
+
+def test_one_mask_for_all_rows_is_as_good_as_one_each() -> None:
+    logits = torch.arange(12.0).reshape(3, 4)
+    for row in ([1, 1, 1, 1], [0, 1, 1, 0]):
+        shared = np.broadcast_to(np.array(row, dtype=np.int8), (3, 4))
+        out = masked(logits, shared)
+        assert torch.equal(out, masked(logits, shared.copy()))
+        assert torch.isinf(out).any(0).tolist() == [not allowed for allowed in row]
 
 
 def test_the_same_seed_draws_the_same_and_observations_are_checked() -> None:
