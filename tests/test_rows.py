@@ -83,6 +83,14 @@ def test_a_row_of_full_length_and_one_beyond() -> None:
         rows.step(torch.tensor([7]))
 
 
+def test_a_head_may_be_trained_on_what_comes_out() -> None:
+    rows = small_lm().freeze().rows(2, 8)
+    for hidden in (rows.insert([0, 1], [[3, 4], [5]]), rows.step(torch.tensor([5, 6]))):
+        head = torch.nn.Linear(hidden.shape[1], 1)
+        head(hidden).sum().backward()
+        torch.testing.assert_close(head.weight.grad, hidden.sum(0, keepdim=True))
+
+
 def test_more_than_the_model_can_read_is_refused() -> None:
     lm = small_lm()
     with pytest.raises(ValueError, match=r"texts of up to 128 tokens, got .* 129 together"):
