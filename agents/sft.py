@@ -74,15 +74,15 @@ class SFT(LMAgent):
             part = likelihood(lm, self.mdp, [batch[i] for i in at], packing=c.packing)
             (part.nll / count).backward()
             nll, right = nll + float(part.nll.detach()), right + part.right
-        norm = torch.nn.utils.clip_grad_norm_(list(self.params.values()), c.max_grad_norm)
-        blame.check_gradient(float(norm), None)
+        norm = self.optimizer.clip(c.max_grad_norm)
+        blame.check_gradient(norm, None)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         metrics |= {
             "sft/loss": nll / count,
             "sft/perplexity": math.exp(min(nll / count, 700.0)),
             "sft/token_accuracy": right / count,
-            "grad/norm": float(norm),
+            "grad/norm": norm,
         }
         return Update(metrics, count, len(batch), samples)
 

@@ -29,6 +29,16 @@ class Adam32(torch.optim.AdamW):
         return ((p, m) for p, m in zip(self.weights, self.masters, strict=True) if m is not p)
 
     @torch.no_grad()
+    def clip(self, max_norm: float) -> float:
+        """The norm of the gradient of all weights, which is scaled to ``max_norm`` where it is above."""
+        grads = [p.grad for p in self.weights if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        found = float(norm)
+        if not found <= max_norm:  # most gradients are short enough: they need no pass over all of them
+            torch.nn.utils.clip_grads_with_norm_(self.weights, max_norm, norm)
+        return found
+
+    @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         for p, m in self._copies():
             m.grad = None if p.grad is None else p.grad.float()

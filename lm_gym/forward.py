@@ -7,8 +7,10 @@ state before response token t stands at column P + t − 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
 from lm_gym.models import CausalLM
@@ -57,6 +59,31 @@ def response_states(
 def token_logprobs(logp: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """log-probs (...) of tokens (...) under distributions (..., V)."""
     return logp.gather(-1, tokens[..., None]).squeeze(-1)
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """log-softmax of one id a row, whose gradient is made in one tensor of (n, V) and not in three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        logp = torch.log_softmax(logits, -1)
+        ctx.save_for_backward(logp, tokens)
+        return token_logprobs(logp, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        logp, tokens = ctx.saved_tensors
+        out = logp.exp().mul_(-grad[:, None])
+        return out.scatter_add_(-1, tokens[:, None], grad[:, None]), None
+
+
+def chosen_logprobs(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """log-probs (n,) of tokens (n,) under logits (n, V), with gradient.
+
+    The gradient of log softmax(z)_a is 1_a − softmax(z).
+    """
+    return _ChosenLogprobs.apply(logits, tokens)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def by_length(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

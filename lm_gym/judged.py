@@ -212,11 +212,11 @@ def descend(
         value.backward()  # type: ignore[no-untyped-call]
         total += float(value.detach())
         found.append(logps.detach().cpu())
-    norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), agent.config.max_grad_norm)
-    blame.check_gradient(float(norm), batch.texts)
+    norm = agent.optimizer.clip(agent.config.max_grad_norm)
+    blame.check_gradient(norm, batch.texts)
     agent.optimizer.step()
     agent.optimizer.zero_grad(set_to_none=True)
-    return {"loss/preference_avg": total, "grad/norm": float(norm)}, torch.cat(found)
+    return {"loss/preference_avg": total, "grad/norm": norm}, torch.cat(found)
 
 
 def samples(batch: Batch, mdp: AlignmentMDP, n: int = 2) -> list[dict[str, Any]]:

@@ -249,16 +249,28 @@ class AlignmentMDP:
         allowed: torch.Tensor | None = None,
         no_eos: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """log π (n, V), float32, of a model at hidden states (n, d), at the problem's temperature.
+        """log π (n, V), float32, of a model at hidden states (n, d): :meth:`logits`, normalised."""
+        return torch.log_softmax(self.logits(lm, hidden, allowed=allowed, no_eos=no_eos), -1)
+
+    def logits(
+        self,
+        lm: CausalLM,
+        hidden: torch.Tensor,
+        *,
+        allowed: torch.Tensor | None = None,
+        no_eos: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Logits (n, V), float32, of a model at hidden states (n, d), over the problem's temperature.
 
         Args:
-            allowed: (n, k) ids that may be chosen, None for all. no_eos: (n,) bool, where a text may not end yet.
+            allowed: (n, k) ids that may be chosen, None for all; the others are −inf.
+            no_eos: (n,) bool, where a text may not end yet.
         """
         logits = lm.head(hidden.to(lm.device, lm.dtype))
         if self.temperature != 1.0:
             logits = logits / self.temperature
         allowed, no_eos = (None if x is None else x.to(lm.device) for x in (allowed, no_eos))
-        return torch.log_softmax(restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids), -1)
+        return restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids)
 
     @torch.no_grad()
     def reference_pass(

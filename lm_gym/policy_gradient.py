@@ -7,6 +7,7 @@ optimizer, diagnostics.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import torch
 
 from lm_gym import blame
 from lm_gym.agent_config import AgentConfig
-from lm_gym.forward import token_logprobs
+from lm_gym.forward import chosen_logprobs
 from lm_gym.losses import policy_loss, value_loss, weights
 from lm_gym.rollout import Rollout
 
@@ -83,15 +84,20 @@ class Minibatch:
         self.weights = self.take(share)
         self.old_logprobs = self.part.logprobs[self.mask].to(self.device)
         self.tokens = self.part.tokens[self.mask].to(self.device)
-        self.logprobs = token_logprobs(self.logp, self.tokens)
+        self.logits = self._logits()
+        self.logprobs = chosen_logprobs(self.logits, self.tokens)
 
     @cached_property
     def logp(self) -> torch.Tensor:
         """(n, V) log π(·|s) over what may be chosen, with gradient."""
+        return torch.log_softmax(self.logits, -1)
+
+    def _logits(self) -> torch.Tensor:
+        """(n, V) of the policy, −inf where nothing may be chosen."""
         allowed, no_eos = (
             None if x is None else x[self.mask].to(self.device) for x in (self.part.allowed, self.part.no_eos)
         )
-        return self.agent.mdp.distribution(self.agent.policy.lm, self.hidden, allowed=allowed, no_eos=no_eos)
+        return self.agent.mdp.logits(self.agent.policy.lm, self.hidden, allowed=allowed, no_eos=no_eos)
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """(n, ...) of something that the whole rollout has for every token, (B, T, ...), or every text, (B,)."""
@@ -174,9 +180,9 @@ def fit(
             stats.append(gradient(agent, rollout, index, loss, first=not stats, keep=keep))
             if beside is not None:
                 stats[-1] |= beside(len(index))
-            norm = torch.nn.utils.clip_grad_norm_(list(agent.params.values()), c.max_grad_norm)
-            stats[-1]["grad/norm"] = float(norm)
-            blame.check_gradient(float(norm), rollout.select(index))
+            stats[-1]["grad/norm"] = norm = agent.optimizer.clip(c.max_grad_norm)
+            if not math.isfinite(norm):
+                blame.check_gradient(norm, rollout.select(index))
             agent.optimizer.step()
             agent.optimizer.zero_grad(set_to_none=True)
     agent.kl_control.after_update(rollout if collected is None else collected)
