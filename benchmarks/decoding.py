@@ -26,7 +26,7 @@ from typing import Any
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
 parser.add_argument("--rounds", type=int, default=7)
-parser.add_argument("--repeats", type=int, default=0, help="calls a round and case; 0: as many as 64 rows make")
+parser.add_argument("--repeats", type=int, default=0, help="calls a round and case; 0: as many as 16 rows make")
 parser.add_argument("--vocab", type=int, default=2000)
 parser.add_argument("--prompt-length", type=int, default=16)
 parser.add_argument("--new-tokens", type=int, default=32)
@@ -87,7 +87,7 @@ def main() -> None:
     assert error < 1e-3, error
     result: dict[str, Any] = {"vocab": lm.vocab_size, "tokens": [args.prompt_length, args.new_tokens], "rows": {}}
     for n in args.rows:
-        seconds = take_turns(cases(lm, n, args), args.rounds, args.repeats or max(1, 64 // n))
+        seconds = take_turns(cases(lm, n, args), args.rounds, args.repeats or max(1, 16 // n))
         print(f"\n{n} rows" + " " * 8 + "tokens/CPU s   of the plain loop [min, max]")
         result["rows"][n] = table(seconds, n * args.new_tokens, "plain loop")
     if args.json:

@@ -30,7 +30,7 @@ from typing import Any
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
 parser.add_argument("--rounds", type=int, default=7)
-parser.add_argument("--repeats", type=int, default=0, help="calls a round and case; 0: as many as 64 rows make")
+parser.add_argument("--repeats", type=int, default=0, help="calls a round and case; 0: as many as 16 rows make")
 parser.add_argument("--model", choices=["gpt2", "llama", "tiny"], default="gpt2")
 parser.add_argument("--vocab", type=int, default=2000)
 parser.add_argument("--prompt-length", type=int, default=16)
@@ -254,7 +254,7 @@ def main() -> None:
     lm = build(args.model, args.vocab).freeze()
     result: dict[str, Any] = {"model": args.model, "vocab": lm.vocab_size, "tokens": [P, T], "rows": {}}
     for n in args.rows:
-        seconds = take_turns(cases(lm, n, not args.no_uncached), args.rounds, args.repeats or max(1, 64 // n))
+        seconds = take_turns(cases(lm, n, not args.no_uncached), args.rounds, args.repeats or max(1, 16 // n))
         print(f"\n{n} rows" + " " * 14 + "tokens/CPU s   of generate [min, max]   of the plain loop")
         rows = table(seconds, n * T, "generate", "plain loop")
         if not args.no_uncached:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -81,6 +82,44 @@ def finish_reason(
     return "length" if len(tokens) >= max_new_tokens else None
 
 
+class Tails:
+    """Texts that grow by a token a step, as :func:`finish_reason` needs them for stop strings, without decoding all.
+
+    Until a stop string appears only the tail is decoded that one may end in: in the text of a fast tokenizer a token
+    changes nothing but what stands beside it. Other tokenizers may do what they like, so their texts are decoded whole.
+
+    Args:
+        lm: whose texts. stop: what is looked for.
+    """
+
+    def __init__(self, lm: CausalLM, stop: Sequence[str]) -> None:
+        self.lm, self.stop = lm, stop
+        # a character that a later token may complete is shown as U+FFFD
+        broken = any("\ufffd" in s for s in stop)
+        self.local = (lm.tokenizer is None or getattr(lm.tokenizer, "is_fast", False)) and not broken
+        self.room = max(map(len, stop), default=0) + 32
+        self.begin: dict[int, int] = {}
+
+    def text(self, key: int, tokens: Sequence[int]) -> str:
+        """A text that contains a stop string where that of ``tokens`` does; ``key`` tells growing texts apart.
+
+        To be asked at every step from the first on that counts.
+        """
+        begin = self.begin.get(key, 0)
+        text = self.lm.decode(tokens[begin:])
+        if any(s in text for s in self.stop):
+            return self.lm.decode(tokens) if begin else text  # the tail's beginning may read otherwise in its place
+        middle = (begin + len(tokens)) // 2
+        if self.local and len(text) > 4 * self.room and len(self.lm.decode(tokens[middle:])) >= self.room:
+            begin = middle
+        self.begin[key] = begin
+        return text
+
+    def forget(self, key: int) -> None:
+        """A new text begins under this key."""
+        self.begin.pop(key, None)
+
+
 class Record:
     """What every prompt's completion is so far: a log of the steps, put in order at the end.
 
@@ -94,6 +133,7 @@ class Record:
         self.reasons = [""] * total
         self.lengths = [0] * total
         self.texts: list[list[int]] = [[] for _ in range(total)]  # only where stop strings are looked for
+        self.tails = Tails(lm, params.stop)
 
     def early(self, owner: Sequence[int | None]) -> list[bool]:
         """Which rows may not end with their next token; rows without a prompt count as such."""
@@ -136,7 +176,7 @@ class Record:
                 max_new_tokens=params.max_new_tokens,
                 min_new_tokens=params.min_new_tokens,
                 stop=params.stop,
-                decode=self.lm.decode,
+                decode=partial(self.tails.text, at),
             )
             if reason is not None:
                 self.reasons[at] = reason

@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 
-from lm_gym.decoding import top_k_ids
+from lm_gym.completions import Tails, finish_reason
 from lm_gym.mdp import KL_MODES, AlignmentMDP
 from lm_gym.prompts import Prompt
+from lm_gym.sampling import top_k_ids
 
 OBSERVATION_MODES = ("tokens", "hidden", "text")
 ACTION_MODES = ("full", "top_k")
@@ -114,6 +116,7 @@ class Stepper:
         self.rows = lm.rows(n, self.width)
         self.prompts: list[Prompt | None] = [None] * n
         self.tokens: list[list[int]] = [[] for _ in range(n)]
+        self.tails = Tails(lm, self.mdp.stop)
         self.live = np.zeros(n, dtype=bool)
         self.input_ids = np.full((n, self.width), lm.pad_id, dtype=np.int64)
         self.attention_mask = np.zeros((n, self.width), dtype=np.int8)
@@ -148,6 +151,7 @@ class Stepper:
                 )
         for i, prompt in zip(rows, prompts, strict=True):
             self.prompts[i], self.tokens[i], self.live[i] = prompt, [], True
+            self.tails.forget(i)
             self.input_ids[i] = self.lm.pad_id
             self.attention_mask[i] = 0
             self.input_ids[i, -len(prompt.token_ids) :] = prompt.token_ids
@@ -292,10 +296,18 @@ class Stepper:
         self.attention_mask[rows, -1] = 1
 
     def _judge(self, live: np.ndarray, out: Outcome) -> None:
-        for i in np.flatnonzero(live):
-            reason = self.mdp.finish_reason(self.tokens[i])
+        mdp = self.mdp
+        for i in np.flatnonzero(live).tolist():
+            reason = finish_reason(
+                self.tokens[i],
+                eos_ids=self.lm.eos_ids,
+                max_new_tokens=mdp.max_new_tokens,
+                min_new_tokens=mdp.min_new_tokens,
+                stop=mdp.stop,
+                decode=partial(self.tails.text, i),
+            )
             if reason is not None:
-                out.reasons[int(i)] = reason
+                out.reasons[i] = reason
         if not out.reasons:
             return
         rows = list(out.reasons)

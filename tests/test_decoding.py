@@ -7,9 +7,10 @@ import pytest
 import torch
 from small_models import gpt2, llama, small_lm, tokenizer
 
+from lm_gym.completions import Tails
 from lm_gym.decoding import Engine, GenerationParams, finish_reason, restrict, sample, top_k_ids
 from lm_gym.forward import pad_texts, response_hidden, token_logprobs
-from lm_gym.models import TransformersLM
+from lm_gym.models import TransformersLM, load_model
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 3, 4, 5, 6, 7], [5, 5], [9, 10]]
 
@@ -188,3 +189,28 @@ def test_a_model_without_a_tokenizers_vocabulary_decodes_too() -> None:
     [c] = Engine(lm, seed=0).generate([[3]], GenerationParams(max_new_tokens=30))
     assert max(c.tokens) < 40
     assert isinstance(lm.decode(c.tokens), str)
+
+
+@pytest.mark.parametrize("stop", [("ab",), ("a b c", "zzz"), ("the",), ("\ufffd",)])
+def test_stop_strings_in_tails_are_those_in_whole_texts(stop: tuple[str, ...]) -> None:
+    lm = load_model("tiny")
+    g = torch.Generator().manual_seed(0)
+    found = 0
+    for key in range(6):
+        tails, tokens = Tails(lm, stop), torch.randint(3, lm.vocab_size, (400,), generator=g).tolist()
+        for t in range(1, 401):
+            whole = lm.decode(tokens[:t])
+            assert any(s in tails.text(key, tokens[:t]) for s in stop) == any(s in whole for s in stop)
+            if any(s in whole for s in stop):
+                found += 1
+                break
+        else:
+            assert tails.begin[key] > 0 or not tails.local  # or the test does not test tails
+    assert found or stop != ("the",)
+
+
+def test_a_stop_string_may_be_complete_before_texts_may_end() -> None:
+    lm = small_lm().freeze()
+    early = Tails(lm, ("ab",))
+    text = [lm.tokenizer.convert_tokens_to_ids(c) for c in "ab" + 30 * "c"]
+    assert "ab" in early.text(0, text)
