@@ -7,7 +7,7 @@ a GPT-2 of 4x256 with a vocabulary of 2,000, 4 epochs of 4 minibatches, float32,
 Beside TRL and the floor, interleaved, and the paired ratios of it (what docs/performance.md quotes):
 
     cd ../shared/bench
-    python run_all.py --trl-path trl112 --reps 7 --iters 4 --out out --extra ours-ppo "python .../iteration.py --json {json}"
+    python run_all.py --trl-path trl112 --reps 7 --out out --extra ours-ppo "python .../iteration.py --json {json}"
     python .../iteration.py --ratios out
 
 The JSON has the form of ../shared/bench/trl_baseline.py. As there, PPO is judged by a GPT-2 classifier, GRPO and RLOO

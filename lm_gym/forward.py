@@ -13,7 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn.utils.rnn import pad_sequence
 
-from lm_gym.models import CausalLM
+from lm_gym.models import Below, CausalLM
 
 
 def pad_texts(
@@ -48,12 +48,19 @@ def response_hidden(
 
 
 def response_states(
-    lm: CausalLM, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+    lm: CausalLM,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    response_mask: torch.Tensor,
+    below: Below | None = None,
 ) -> torch.Tensor:
-    """Last hidden states (n, d) of the states before each of the n response tokens of ``response_mask`` (B, T)."""
+    """Last hidden states (n, d) of the states before each of the n response tokens of ``response_mask`` (B, T).
+
+    ``below``: what :meth:`CausalLM.lower_states` gave for all tokens but the last column's.
+    """
     width = input_ids.shape[1] - response_mask.shape[1]
     wanted = torch.nn.functional.pad(response_mask, (width - 1, 0))
-    return lm.states(input_ids[:, :-1], attention_mask[:, :-1], wanted, prompt_width=width)
+    return lm.states(input_ids[:, :-1], attention_mask[:, :-1], wanted, prompt_width=width, below=below)
 
 
 def token_logprobs(logp: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

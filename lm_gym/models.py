@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from lm_gym.rows import Rows
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Below:
+    """What comes out of a model's lowest ``blocks`` for some texts: (B, L, d) ``states``, zero at padding."""
+
+    blocks: int
+    states: torch.Tensor
 
 
 class CausalLM(nn.Module):
@@ -62,15 +71,27 @@ class CausalLM(nn.Module):
         raise ValueError(f"packing expected a transformers model, got {type(self).__name__}: set packing=False")
 
     def states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, *, prompt_width: int = 0
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        wanted: torch.Tensor,
+        *,
+        prompt_width: int = 0,
+        below: Below | None = None,
     ) -> torch.Tensor:
         """Last hidden states (m, d) at the ``wanted`` places (B, L) bool of ids (B, L), row by row.
 
         Args:
             prompt_width: leading columns that a model may compute once for rows in which they are equal; no state
                 before the last of them may be wanted.
+            below: what :meth:`lower_states` gave for these texts.
         """
+        assert below is None, "this model has no lower_states"
         return self.trunk(input_ids.to(self.device), attention_mask.to(self.device))[wanted.to(self.device)]
+
+    def lower_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, blocks: int) -> Below | None:
+        """What comes out of the lowest blocks, for :meth:`states`; None: this model cannot begin above them."""
+        return None
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., V) in float32 of hidden states (..., d)."""
@@ -196,13 +217,34 @@ class TransformersLM(CausalLM):
         return out.last_hidden_state  # type: ignore[no-any-return]
 
     def states(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, *, prompt_width: int = 0
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        wanted: torch.Tensor,
+        *,
+        prompt_width: int = 0,
+        below: Below | None = None,
     ) -> torch.Tensor:
         base = self._base()
         if not flat_trunk.is_known(base):
-            return super().states(input_ids, attention_mask, wanted)
+            return super().states(input_ids, attention_mask, wanted, below=below)
         texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
-        return flat_trunk.run(base, texts.to(self.device))
+        if below is None:
+            return flat_trunk.run(base, texts.to(self.device))
+        known = below.states.flatten(0, 1)[texts.source].to(self.device)
+        return flat_trunk.run(base, texts.to(self.device), below=known, first=below.blocks)
+
+    @torch.no_grad()
+    def lower_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, blocks: int) -> Below | None:
+        base = self._base()
+        if not flat_trunk.is_known(base):
+            return None
+        texts = flat_trunk.FlatTexts(input_ids, attention_mask, attention_mask.bool())
+        source = texts.source
+        out = flat_trunk.lower(base, texts.to(self.device), blocks).cpu()
+        room = out.new_zeros(input_ids.numel(), out.shape[-1])
+        room[source] = out
+        return Below(blocks, room.view(*input_ids.shape, -1))
 
     def packed_trunk(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
         place = torch.arange(segments.shape[1], device=segments.device)

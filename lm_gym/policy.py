@@ -15,7 +15,10 @@ from torch import nn
 from lm_gym.forward import response_hidden, response_states
 from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM, TransformersLM
+from lm_gym.models import Below, CausalLM, TransformersLM
+
+AT_ONCE = 64
+"""Texts in one pass without gradient."""
 
 
 class Critic(nn.Module):
@@ -130,7 +133,7 @@ class Policy(nn.Module):
             self.critic = critic_from_policy(self.lm, mdp)
         elif critic not in ("shared", "none"):
             self.critic = critic_from_reward_model(critic, self.lm)
-        self.lora = bool(lora_rank)
+        self.lora, self.frozen_layers = bool(lora_rank), frozen_layers
         self.eval()  # dropout off, in sampling and in training alike
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -148,14 +151,37 @@ class Policy(nn.Module):
         return logits, None if self.value_head is None else self.value(hidden)
 
     def at_tokens(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        response_mask: torch.Tensor,
+        below: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Hidden states (n, d) and values (n,) or None before each of the n response tokens of (B, T) ``mask``."""
-        hidden = response_states(self.lm, input_ids, attention_mask, response_mask)
+        """Hidden states (n, d) and values (n,) or None before each of the n tokens of ``response_mask`` (B, T).
+
+        ``below``: (B, P+T−1, d), :meth:`below` of these texts.
+        """
+        known = None if below is None else Below(self.frozen_layers, below)
+        hidden = response_states(self.lm, input_ids, attention_mask, response_mask, known)
         if self.critic is not None:
             ids, seen, mask = (x.to(self.lm.device) for x in (input_ids, attention_mask, response_mask))
             return hidden, self.critic(ids, seen, mask.shape[1])[mask]
         return hidden, None if self.value_head is None else self.value(hidden)
+
+    def below(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:
+        """(B, P+T−1, d) what comes out of the frozen lower layers, which no update changes; None: there are none.
+
+        Also None for models that cannot begin above them: then every pass computes them again.
+        """
+        if not self.frozen_layers:
+            return None
+        parts = []
+        for at in torch.arange(len(input_ids)).split(AT_ONCE):
+            found = self.lm.lower_states(input_ids[at, :-1], attention_mask[at, :-1], self.frozen_layers)
+            if found is None:
+                return None
+            parts.append(found.states)
+        return torch.cat(parts)
 
     def centre_values(self, by: float) -> None:
         """Add a constant to every value.
@@ -171,7 +197,8 @@ class Policy(nn.Module):
     def value(self, hidden: torch.Tensor) -> torch.Tensor:
         """Values (...) of hidden states (..., d) by the shared head."""
         assert self.value_head is not None
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        with torch.autocast(hidden.device.type, enabled=False):  # it costs nothing to be exact here
+            return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
 
     @property
     def learning_rate(self) -> float:

@@ -30,6 +30,7 @@ class Rollout:
         bootstrap: (B,) value of the state after a text that was cut off at the rollout's edge, else 0; or None.
         allowed: (B, T, k) ids that could be chosen, or None for all. no_eos: (B, T) bool, where EOS could not; or None.
         hidden, ref_hidden: (B, T, d) hidden states of policy and reference before each token, or None.
+        below: (B, P+T−1, d) what comes out of frozen lower layers, or None.
         texts: B completion texts. finish_reasons: B of "eos", "stop", "length", "cut".
     """
 
@@ -46,6 +47,7 @@ class Rollout:
     no_eos: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     ref_hidden: torch.Tensor | None = None
+    below: torch.Tensor | None = None
     texts: list[str] | None = None
     finish_reasons: list[str] | None = None
 
@@ -102,6 +104,8 @@ class Rollout:
                 x = x[index]
                 if f.name in ("input_ids", "attention_mask"):
                     x = x[:, first : p + t]
+                elif f.name == "below":
+                    x = x[:, first : p + t - 1]
                 elif x.dim() >= 2:
                     x = x[:, :t]
             elif isinstance(x, list):

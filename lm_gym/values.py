@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 
 from lm_gym.advantages import explained_variance, masked_mean
-from lm_gym.policy import Policy
+from lm_gym.policy import AT_ONCE, Policy
 from lm_gym.rollout import Rollout
-
-AT_ONCE = 64
-"""Texts in one pass."""
 
 
 @torch.no_grad()

@@ -1,0 +1,107 @@
+"""What makes the update fast keeps its result: the plain way is what every faster one is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gymnasium as gym
+import pytest
+import torch
+from small_models import small_lm, small_mdp
+
+from lm_gym import flat_trunk
+from lm_gym.agents import GRPO, PPO
+from lm_gym.forward import chosen_logprobs
+from lm_gym.models import TransformersLM
+
+Change = Callable[[pytest.MonkeyPatch], None]
+
+
+def weights_after(kind: str, agent_class: type = PPO, **config: object) -> dict[str, torch.Tensor]:
+    """Of two updates on texts of unequal lengths."""
+    fixed = {"batch_size": 16, "minibatch_size": 4, "learning_rate": 1e-3, "lr_schedule": "constant", "seed": 0}
+    agent = agent_class(gym.make("LMAlign-v0", mdp=small_mdp(small_lm(kind), max_new_tokens=8)), **{**fixed, **config})
+    agent.learn(1).learn(1)
+    assert agent.updates == 2
+    weights = {name: p.detach().clone() for name, p in agent.params.items()}
+    for name in weights:
+        if name.endswith("c_attn.bias"):  # softmax does not see the keys' bias: its gradient is rounding, which Adam
+            weights[name][32:64] = 0.0  # makes steps of
+    return weights
+
+
+def test_a_tokens_log_prob_and_its_gradient() -> None:
+    logits = torch.randn(5, 7, dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([0, 6, 3, 3, 1])
+    logits.data[0, 2] = -torch.inf
+    plain = torch.log_softmax(logits, -1)[torch.arange(5), tokens]
+    torch.testing.assert_close(chosen_logprobs(logits, tokens), plain)
+    grad = torch.randn(5, dtype=torch.float64)
+    [expected] = torch.autograd.grad(plain, logits, grad)
+    [found] = torch.autograd.grad(chosen_logprobs(logits, tokens), logits, grad)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("agent_class", [PPO, GRPO])
+def test_updates_without_padding_end_where_plain_ones_do(
+    kind: str, agent_class: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = {"group_size": 4, "epochs": 2} if agent_class is GRPO else {}
+    fast = weights_after(kind, agent_class, **more)
+    monkeypatch.setattr(flat_trunk, "is_known", lambda base: False)
+    plain = weights_after(kind, agent_class, **more)
+    assert fast.keys() == plain.keys()
+    for name in plain:
+        torch.testing.assert_close(fast[name], plain[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_frozen_layers_are_run_once_an_update_and_nothing_else_changes(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = []
+    lower = flat_trunk.lower
+    monkeypatch.setattr(flat_trunk, "lower", lambda *a: runs.append(1) or lower(*a))
+    fast = weights_after(kind, frozen_layers=1)
+    assert len(runs) == 2
+    monkeypatch.setattr(TransformersLM, "lower_states", lambda *a: None)
+    again = weights_after(kind, frozen_layers=1)
+    for name in again:
+        torch.testing.assert_close(fast[name], again[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_bfloat16_products_give_nearly_the_same_gradient(kind: str) -> None:
+    found = []
+    for autocast in (None, "bfloat16"):
+        agent = PPO(
+            gym.make("LMAlign-v0", mdp=small_mdp(small_lm(kind), max_new_tokens=8)),
+            batch_size=16,
+            minibatch_size=16,
+            epochs=1,
+            seed=0,
+            autocast=autocast,
+        )
+        gradient: list[torch.Tensor] = []
+        step = agent.optimizer.step
+        agent.optimizer.step = lambda agent=agent, kept=gradient, step=step: (  # type: ignore[method-assign]
+            kept.append(torch.cat([p.grad.flatten() for p in agent.params.values()])),
+            step(),
+        )
+        agent.learn(1)
+        assert agent.last is not None
+        found.append((gradient[0], agent.last.metrics["val/first_ratio_error"]))
+        assert {p.dtype for p in agent.params.values()} == {torch.float32}
+    (plain, exact), (rounded, error) = found
+    assert exact < 1e-5 < error < 0.2
+    assert float(torch.cosine_similarity(plain, rounded, dim=0)) > 0.99
+
+
+def test_bfloat16_products_of_a_16_bit_model_are_refused() -> None:
+    lm = small_lm("gpt2")
+    lm.model.to(torch.bfloat16)
+    with pytest.raises(ValueError, match="autocast has no effect on a model in torch.bfloat16: leave it out"):
+        PPO(gym.make("LMAlign-v0", mdp=small_mdp(lm)), autocast="bfloat16")
+    with pytest.raises(ValueError, match=r"autocast expected one of \(None, 'bfloat16'\), got 'float16'"):
+        PPO(gym.make("LMAlign-v0", mdp=small_mdp()), autocast="float16")
