@@ -23,7 +23,7 @@ from lm_gym.loading import quiet
 from lm_gym.mdp import SCORING_TOKENS
 from lm_gym.models import CausalLM, TransformersLM, load_model, resolve_dtype
 from lm_gym.vllm_process import import_vllm, open_llm, process_as_it_was, release
-from lm_gym.vllm_weights import age, named_weights, save
+from lm_gym.vllm_weights import checksum, named_weights, save
 
 LEAST_TEMPERATURE = 0.01
 """vLLM raises smaller ones to this without a word that a caller sees."""
@@ -80,7 +80,7 @@ class VLLMEngine:
             raise ValueError(f"VLLMEngine expected a transformers model, got {type(lm).__name__}: use engine='builtin'")
         self.lm, self.value_head, self.keep_hidden = lm, value_head, keep_hidden
         self.max_model_len = min(lm.max_positions, max_model_len or lm.max_positions)
-        self.version, self._requests, self._pushed = 0, 0, age(lm)
+        self.version, self._requests, self._pushed = 0, 0, checksum(lm)
         self.generator = torch.Generator().manual_seed(seed)
         self.vllm = import_vllm()
         self.llm: Any = None
@@ -132,7 +132,7 @@ class VLLMEngine:
             self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights.items())})
             if not self.llm.reset_prefix_cache():
                 raise RuntimeError("update_weights expected no text to be under way: vLLM kept its cache of prompts")
-        self.lm, self.version, self._pushed = lm, version, age(lm)
+        self.lm, self.version, self._pushed = lm, version, checksum(lm)
 
     def generate(self, prompts: Sequence[Sequence[int]], params: GenerationParams) -> list[Completion]:
         """Completions in the order of ``prompts`` (lists of ids), as the built-in engine gives them.
@@ -248,7 +248,7 @@ class VLLMEngine:
     def _look_again(self, completions: Sequence[Completion], params: GenerationParams | None) -> None:
         """What vLLM does not give, from one pass of our own model; with ``params`` also the log-probs under them."""
         lm = self.lm
-        if age(lm) != self._pushed:
+        if checksum(lm) != self._pushed:
             raise ValueError(
                 "generate expected the weights that vLLM has, but the policy was changed after the last "
                 "update_weights(lm, version): values and hidden states would be of other weights than the text"

@@ -166,8 +166,8 @@ class TestWithVLLM:
         with pytest.raises(ValueError, match="expected the weights of 'llama', got others"):
             it.update_weights(wide_lm("gpt2"), 1)
         assert len(it.generate(PROMPTS, PARAMS)) == 3
-        with torch.no_grad():
-            lm.model.lm_head.weight.mul_(1.5)
+        lm.model.lm_head.weight.requires_grad_(True).grad = torch.ones_like(lm.model.lm_head.weight)
+        torch.optim.Adam([lm.model.lm_head.weight], fused=True).step()
         with pytest.raises(ValueError, match="policy was changed after the last update_weights"):
             it.generate(PROMPTS, PARAMS)
         it.update_weights(lm, 1)
