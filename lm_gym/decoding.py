@@ -36,6 +36,7 @@ class Engine:
         value_head: hidden (n, d) to values (n,), recorded while decoding.
         keep_hidden: whether completions carry the hidden states.
         seed: of the generator that every draw comes from.
+        cuda_graphs: record a step once a call as a CUDA graph and replay it; for models on a CUDA device.
     """
 
     def __init__(
@@ -46,8 +47,10 @@ class Engine:
         value_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
         keep_hidden: bool = False,
         seed: int = 0,
+        cuda_graphs: bool = False,
     ) -> None:
         self.lm, self.guide, self.value_head, self.keep_hidden = lm, guide, value_head, keep_hidden
+        self.cuda_graphs = cuda_graphs
         self.generator = torch.Generator().manual_seed(seed)
         self.version = 0
 
@@ -69,6 +72,8 @@ class Engine:
         n = min(params.rows or total, total)
         models = [lm, self.guide] if guided and self.guide is not None else [lm]
         lanes = [m.rows(n, max(map(len, prompts)) + limit) for m in models]
+        for lane in lanes if self.cuda_graphs else ():
+            lane.fix_shapes()
         hidden = [lane.insert(range(n), prompts[:n]) for lane in lanes]
         record = Record(total, lm, params)
         nowhere = total * limit  # where rows without a prompt are: behind the last text

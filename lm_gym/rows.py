@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers.cache_utils import Cache
 
+from lm_gym.cuda_graph_step import StaticStep
 from lm_gym.fast_step import fast_trunk, hooked
 
 if TYPE_CHECKING:
@@ -43,6 +44,14 @@ class Rows:
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all rows but these, in this order."""
         raise NotImplementedError
+
+    def fix_shapes(self, *, record: bool = True) -> None:
+        """Step with fixed shapes from now on: recorded once as a CUDA graph and replayed, or not recorded.
+
+        Raises:
+            ValueError: these rows cannot.
+        """
+        raise ValueError(f"CUDA graphs expected rows of a transformers model, got {type(self).__name__}")
 
 
 class ColumnCache(Cache):
@@ -115,7 +124,19 @@ class AttentionRows(Rows):
         self.births: list[int | None] = [None] * n  # each row's first column; None where it is parked
         self.first = torch.zeros(n, dtype=torch.long, device=lm.device)  # the same for the model
         self.mask: torch.Tensor | None = None  # (n, 1, 1, capacity), additive; made when rows of two ages step
+        self.fixed: bool | None = None  # whether steps of fixed shapes are recorded; None: shapes follow the texts
+        self.static: StaticStep | None = None
         self._survey()
+
+    def fix_shapes(self, *, record: bool = True) -> None:
+        if self.fast is None:
+            raise ValueError(
+                f"CUDA graphs expected a model that is written out here (Llama, Mistral, Qwen2 or GPT-2 with sdpa "
+                f"attention and no hooks), got {self.lm.name!r}"
+            )
+        if record and self.lm.device.type != "cuda":
+            raise ValueError(f"CUDA graphs expected a model on a CUDA device, got {self.lm.name!r} on {self.lm.device}")
+        self.fixed = record
 
     def _survey(self) -> None:
         """How old the oldest row is, and whether all are of one age: known here, so that no step asks the device."""
@@ -202,7 +223,9 @@ class AttentionRows(Rows):
         if cache.column >= cache.capacity:
             self._move(longest - cache.column)
         cache.start = self.oldest
-        if self.fast is not None and self.even:  # parked rows see whatever there is
+        if self.fixed is not None:
+            hidden = self._fixed_step(tokens)
+        elif self.fast is not None and self.even:  # parked rows see whatever there is
             hidden = self._written_out(tokens[:, None], slice(longest, longest + 1), None, cache)
         else:
             if self.mask is None:
@@ -224,10 +247,19 @@ class AttentionRows(Rows):
         cache.column += 1
         return hidden
 
+    def _fixed_step(self, tokens: torch.Tensor) -> torch.Tensor:
+        assert self.fast is not None and self.fixed is not None
+        if self.static is None:
+            self.static = StaticStep(self.fast, self.cache, self.longest, self.base.dtype, record=self.fixed)
+        with torch.inference_mode():
+            hidden = self.static(tokens, self.first)
+        return hidden.clone()
+
     def keep(self, rows: Sequence[int]) -> None:
         where = torch.tensor(list(rows), dtype=torch.long, device=self.lm.device)
         cache = self.cache
-        self.n = cache.n = len(rows)
+        self.n, self.static = len(rows), None
+        cache.n = self.n
         self.births = [self.births[row] for row in rows]
         live = slice(min((b for b in self.births if b is not None), default=cache.column), cache.column)
         for store in (cache.keys, cache.values):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_models import llama, small_lm, tokenizer
 
+from lm_gym.decoding import Engine, GenerationParams
 from lm_gym.models import TransformersLM
 from lm_gym.rows import AttentionRows
 
@@ -18,11 +19,14 @@ def whole(lm: TransformersLM, ids: list[int]) -> torch.Tensor:
         return lm._base()(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
 
 
+@pytest.mark.parametrize("fixed", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gqa", "gpt2"])
 @pytest.mark.parametrize("capacity", [12, 40])
-def test_random_inserts_steps_and_drops(kind: str, capacity: int) -> None:
+def test_random_inserts_steps_and_drops(kind: str, capacity: int, fixed: bool) -> None:
     lm, rng = small_lm(kind).freeze(), random.Random(f"{kind} {capacity}")
     rows = lm.rows(5, capacity)
+    if fixed:  # the step that a CUDA graph records, run call by call
+        rows.fix_shapes(record=False)
     texts: list[list[int] | None] = [None] * 5
 
     def prompt() -> list[int]:
@@ -118,3 +122,28 @@ def test_no_prefix_is_computed_twice() -> None:
     rows.step(torch.tensor([3, 4, 5]))
     whole_prompts = [shape for shape in fed if shape[1] > 1]  # a step may have a path of its own
     assert whole_prompts == [(2, 3), (1, 4)] and all(shape == (3, 1) for shape in fed if shape not in whole_prompts)
+
+
+def test_steps_of_fixed_shapes_keep_their_tensors() -> None:
+    """What a CUDA graph needs: the same addresses at every step, also after texts began anew and columns ran out."""
+    rows = small_lm().freeze().rows(2, 12)
+    rows.fix_shapes(record=False)
+    rows.insert([0, 1], [[3, 4, 5], [6]])
+    places, columns = [], []
+    for step in range(80):
+        if step % 3 == 2:
+            rows.insert([step % 2], [[3, 4]])
+        columns.append(rows.cache.column)
+        rows.step(torch.tensor([5, 6]))
+        assert rows.static is not None
+        own = (rows.static.tokens, rows.static.first, rows.static.column)
+        places.append(tuple(x.data_ptr() for x in (*own, *rows.cache.keys, *rows.cache.values)))
+    assert len(set(places)) == 1 and columns != sorted(columns)
+
+
+def test_cuda_graphs_are_refused_where_they_cannot_be() -> None:
+    lm = small_lm().freeze()
+    with pytest.raises(ValueError, match="CUDA graphs expected a model on a CUDA device"):
+        Engine(lm, cuda_graphs=True).generate([[3]], GenerationParams(max_new_tokens=2))
+    with pytest.raises(ValueError, match="written out here"):
+        AttentionRows(lm, 1, 8, fast=False).fix_shapes()
