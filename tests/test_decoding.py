@@ -2,15 +2,17 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from small_models import gpt2, llama, small_lm, tokenizer
 
 from lm_gym.completions import Tails
-from lm_gym.decoding import Engine, GenerationParams, finish_reason, restrict, sample, top_k_ids
+from lm_gym.decoding import Completion, Engine, GenerationParams, finish_reason, restrict, sample, top_k_ids
 from lm_gym.forward import pad_texts, response_hidden, token_logprobs
 from lm_gym.models import TransformersLM, load_model
+from lm_gym.rows import AttentionRows
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 3, 4, 5, 6, 7], [5, 5], [9, 10]]
 
@@ -214,3 +216,24 @@ def test_a_stop_string_may_be_complete_before_texts_may_end() -> None:
     early = Tails(lm, ("ab",))
     text = [lm.tokenizer.convert_tokens_to_ids(c) for c in "ab" + 30 * "c"]
     assert "ab" in early.text(0, text)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("how", [{}, {"rows": 3}, {"min_new_tokens": 12}, {"top_p": 0.8, "rows": 4}], ids=str)
+def test_the_engine_writes_what_the_models_own_modules_write(
+    kind: str, how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm, guide = small_lm(kind).freeze(), small_lm(kind, seed=1).freeze()
+    params, prompts = GenerationParams(max_new_tokens=12, **how), PROMPTS * 3
+
+    def write() -> list[Completion]:
+        return Engine(lm, guide=guide, value_head=lambda h: h.sum(-1), keep_hidden=True, seed=4).generate(
+            prompts, params
+        )
+
+    fast = write()
+    monkeypatch.setattr(TransformersLM, "rows", lambda self, n, room: AttentionRows(self, n, room, fast=False))
+    for a, b in zip(fast, write(), strict=True):
+        assert (a.tokens, a.finish_reason) == (b.tokens, b.finish_reason)
+        for x, y in ((a.logprobs, b.logprobs), (a.values, b.values), (a.hidden, b.hidden)):
+            torch.testing.assert_close(x, y, atol=1e-4, rtol=0)
