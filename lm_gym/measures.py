@@ -9,7 +9,6 @@ import torch
 
 from lm_gym import blame, kl
 from lm_gym.advantages import group_std
-from lm_gym.losses import entropy
 from lm_gym.mdp import HEAD_NUMBERS, AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.rollout import Rollout
@@ -31,8 +30,7 @@ def distributions(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> tuple[to
         no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t]
         logp = mdp.distribution(lm, rollout.hidden[b, t], allowed=allowed, no_eos=no_eos)
         ref_logp = mdp.distribution(ref, rollout.ref_hidden[b, t])
-        kls[b, t] = kl.exact(logp, ref_logp).cpu()
-        entropies[b, t] = entropy(logp).cpu()
+        kls[b, t], entropies[b, t] = (x.cpu() for x in kl.exact_and_entropy(logp, ref_logp))
     return kls, entropies
 
 

@@ -19,6 +19,13 @@ def test_exact_kl_of_a_masked_policy() -> None:
     assert kl.exact(REF.log(), REF.log()).item() == 0.0
 
 
+def test_exact_kl_and_entropy_together() -> None:
+    logp = torch.stack([PI.log(), REF.log()])
+    found, entropy = kl.exact_and_entropy(logp, REF.log().expand(2, 3))
+    assert found.tolist() == pytest.approx([0.5 * math.log(2), 0.0], abs=1e-7)
+    assert entropy.tolist() == pytest.approx([math.log(2), 1.5 * math.log(2)], abs=1e-7)
+
+
 def test_exact_kl_has_a_gradient_where_the_policy_is_masked() -> None:
     logits = torch.tensor([0.3, -0.2, 1.0], requires_grad=True)
     masked = logits.masked_fill(torch.tensor([False, False, True]), -torch.inf)
