@@ -83,20 +83,23 @@ class Engine:
         # device: a step waits for the device once at most, to see what was drawn.
         owner: list[int | None] = list(range(n))
         place = torch.arange(n, device=lm.device) * limit
+        ends = torch.tensor(lm.eos_ids, device=lm.device)
         waiting = n
         while True:
-            logp, allowed = self._distribution(models, hidden, record.early(owner), params)
+            logp, allowed = self._distribution(models, hidden, record.early(owner), params, ends)
             tokens = logp.argmax(-1) if params.greedy else sample(logp, noise.index_select(0, place))
             values = self.value_head(hidden[0]) if self.value_head is not None else None
             chosen = logp.gather(-1, tokens[:, None]).squeeze(-1)
             record.write(place, tokens, chosen, values, hidden[0] if self.keep_hidden else None, allowed)
             ended = record.finish(owner, tokens)
+            place = (place + 1).clamp_(max=nowhere)
             for row in ended:
                 owner[row] = None
+            if ended:
+                place[ended] = nowhere
             free = [row for row, at in enumerate(owner) if at is None]
             if waiting >= total and len(free) == n:
                 return record.completions(prompts, self.version)
-            place = place + 1
             if waiting >= total and 4 * len(free) >= n:  # nothing waits: decode what is left in fewer rows
                 left = [row for row, at in enumerate(owner) if at is not None]
                 owner, n, free = [owner[row] for row in left], len(left), []
@@ -104,7 +107,6 @@ class Engine:
                 for lane in lanes:
                     lane.keep(left)
             if free:
-                place[free] = nowhere
                 for lane in lanes:
                     lane.park(free)
             fill = free[: total - waiting] if 8 * len(free) >= n else []  # a few at a time: one prefill serves them all
@@ -122,11 +124,16 @@ class Engine:
                 waiting += len(fill)
 
     def _distribution(
-        self, models: Sequence[CausalLM], hidden: Sequence[torch.Tensor], early: list[bool], params: GenerationParams
+        self,
+        models: Sequence[CausalLM],
+        hidden: Sequence[torch.Tensor],
+        early: list[bool],
+        params: GenerationParams,
+        ends: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """log π (n, V) over what may be chosen, and the choices (n, k) where there are few.
 
-        ``early``: which rows may not end yet.
+        ``early``: which rows may not end yet. ``ends``: the EOS ids, on the device.
         """
         lm, allowed = models[0], None
 
@@ -134,7 +141,7 @@ class Engine:
             if not any(early):
                 return logits
             if all(early):
-                return logits.index_fill(-1, torch.tensor(lm.eos_ids, device=logits.device), -torch.inf)
+                return logits.index_fill(-1, ends, -torch.inf)
             return restrict(logits, no_eos=torch.tensor(early, device=logits.device), eos_ids=lm.eos_ids)
 
         def tempered(logits: torch.Tensor) -> torch.Tensor:
