@@ -45,15 +45,14 @@ def assets(folder: Path) -> dict[str, Any]:
     return dict(tiny.load_meta(str(folder)))
 
 
-def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train one agent until it has arrived, or ``MOST`` tokens."""
+def lexicon_agent(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, Any], seed: int) -> Any:
+    """An agent on the lexicon task; ``agent.mdp.reward_model`` is the lexicon."""
     import gymnasium as gym
     import numpy as np
     import torch
 
     import lm_gym  # noqa: F401  (registers the environments)
     from lm_gym.cli.options import load_agent
-    from lm_gym.decoding import Engine
     from lm_gym.mdp import AlignmentMDP
 
     torch.set_num_threads(1)
@@ -72,7 +71,17 @@ def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, 
         min_new_tokens=32,
         kl_coef=0.02,
     )
-    agent = load_agent(name)(gym.make("LMAlign-v0", mdp=mdp), seed=seed, **config)
+    return load_agent(name)(gym.make("LMAlign-v0", mdp=mdp), seed=seed, **config)
+
+
+def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """Train one agent until it has arrived, or ``MOST`` tokens."""
+    import numpy as np
+
+    from lm_gym.decoding import Engine
+
+    agent = lexicon_agent(folder, meta, name, config, seed)
+    mdp, lexicon = agent.mdp, agent.mdp.reward_model
     fresh = Engine(agent.policy.lm, seed=10_000 + seed)
     prompts = [p.token_ids for p in mdp.prompts[:FRESH]]
     measured, aside = [], 0.0
@@ -82,7 +91,7 @@ def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, 
         nonlocal aside
         began = time.process_time()
         texts = fresh.generate(prompts, mdp.generation_params)
-        measured.append(float(np.mean(lexicon([t.tokens for t in texts]))))
+        measured.append(float(np.mean(lexicon(completion_ids=[t.tokens for t in texts]))))
         aside += time.process_time() - began
         return not (len(measured) > 1 and min(measured[-2:]) >= AIM)
 
