@@ -41,8 +41,6 @@ class SFTConfig(AgentConfig):
     """Updates between measurements: the held-out loss, and reward and KL of fresh texts."""
     micro_batch_size: int | None = None
     """Texts a forward pass; None: the batch. Saves memory only."""
-    packing: bool = False
-    """Several texts in a row, each attending to itself only: less padding, the same loss up to rounding."""
 
 
 class SFT(LMAgent):
@@ -71,7 +69,7 @@ class SFT(LMAgent):
         count = sum(sum(d.imitated[1:]) for d in batch)
         nll, right = 0.0, 0
         for at in torch.arange(len(batch)).split(c.micro_batch_size or len(batch)):
-            part = likelihood(lm, self.mdp, [batch[i] for i in at], packing=c.packing)
+            part = likelihood(lm, self.mdp, [batch[i] for i in at])
             (part.nll / count).backward()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = self.optimizer.clip(c.max_grad_norm)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lm_gym import blame, collect
-from lm_gym.forward import pad_texts, token_logprobs
+from lm_gym.forward import chosen_logprobs, pad_texts
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
@@ -182,8 +182,8 @@ def text_logprobs(agent: LMAgent, batch: Rollout) -> torch.Tensor:
     device, mask = agent.policy.lm.device, batch.response_mask
     hidden, _ = agent.policy.at_tokens(batch.input_ids.to(device), batch.attention_mask.to(device), mask.to(device))
     allowed, no_eos = (None if x is None else x[mask] for x in (batch.allowed, batch.no_eos))
-    logp = agent.mdp.distribution(agent.policy.lm, hidden, allowed=allowed, no_eos=no_eos)
-    chosen = token_logprobs(logp, batch.tokens[mask].to(device))
+    logits = agent.mdp.logits(agent.policy.lm, hidden, allowed=allowed, no_eos=no_eos)
+    chosen = chosen_logprobs(logits, batch.tokens[mask].to(device))
     text = mask.nonzero()[:, 0].to(device)
     return torch.zeros(len(batch), device=device).index_add(0, text, chosen)
 

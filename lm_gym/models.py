@@ -63,13 +63,6 @@ class CausalLM(nn.Module):
         """Last hidden states (B, L, d) of ids (B, L) under a mask (B, L) of 1 for tokens and 0 for padding."""
         raise NotImplementedError
 
-    def packed_trunk(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        """Last hidden states (B, L, d) of rows that hold several texts, each attending to itself only.
-
-        ``segments`` (B, L) numbers the texts of a row from 1, in order and without gaps; 0 is padding behind them.
-        """
-        raise ValueError(f"packing expected a transformers model, got {type(self).__name__}: set packing=False")
-
     def states(
         self,
         input_ids: torch.Tensor,
@@ -245,17 +238,6 @@ class TransformersLM(CausalLM):
         room = out.new_zeros(input_ids.numel(), out.shape[-1])
         room[source] = out
         return Below(blocks, room.view(*input_ids.shape, -1))
-
-    def packed_trunk(self, input_ids: torch.Tensor, segments: torch.Tensor) -> torch.Tensor:
-        place = torch.arange(segments.shape[1], device=segments.device)
-        new = torch.nn.functional.pad(segments[:, 1:] != segments[:, :-1], (1, 0))
-        first = torch.where(new, place, 0).cummax(-1).values  # column where each token's text begins
-        mask = (segments[:, :, None] == segments[:, None, :]) & (place[:, None] >= place[None, :])
-        base = self._base()
-        if getattr(base.config, "_attn_implementation", "sdpa") != "sdpa":
-            raise ValueError(f"packing expected a model with sdpa attention, got {self.name!r} with another")
-        out = base(input_ids=input_ids, attention_mask=mask[:, None], position_ids=place - first, use_cache=False)
-        return out.last_hidden_state  # type: ignore[no-any-return]
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]

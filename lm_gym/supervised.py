@@ -1,8 +1,8 @@
-"""Maximum likelihood on demonstrations: batches of whole texts, padded or packed, and the loss of their tokens."""
+"""Maximum likelihood on demonstrations: batches of whole texts, and the loss of their tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 
 from lm_gym.cycle import Cycle
 from lm_gym.demonstrations import Demonstration, load_demonstrations
-from lm_gym.forward import by_length, token_logprobs
+from lm_gym.forward import by_length, chosen_logprobs
 from lm_gym.mdp import SCORING_TOKENS, AlignmentMDP
 from lm_gym.models import CausalLM
 
@@ -32,17 +32,12 @@ class Likelihood:
         return float(self.nll.detach()) / self.tokens
 
 
-def likelihood(lm: CausalLM, mdp: AlignmentMDP, batch: Sequence[Demonstration], *, packing: bool = False) -> Likelihood:
-    """−Σ log π(y_t|x, y_<t) over the imitated tokens, at the problem's temperature, with gradient.
-
-    Args:
-        packing: several texts in a row of the longest one's length, each attending to itself only, so that hardly
-            anything is padding; the same numbers up to rounding.
-    """
-    hidden, targets = _packed(lm, batch) if packing else _padded(lm, batch)
-    logp = mdp.distribution(lm, hidden)
-    nll = -token_logprobs(logp, targets).sum()
-    return Likelihood(nll, len(targets), int((logp.detach().argmax(-1) == targets).sum()))
+def likelihood(lm: CausalLM, mdp: AlignmentMDP, batch: Sequence[Demonstration]) -> Likelihood:
+    """−Σ log π(y_t|x, y_<t) over the imitated tokens, at the problem's temperature, with gradient."""
+    hidden, targets = _before_imitated(lm, batch)
+    logits = mdp.logits(lm, hidden)
+    nll = -chosen_logprobs(logits, targets).sum()
+    return Likelihood(nll, len(targets), int((logits.detach().argmax(-1) == targets).sum()))
 
 
 @torch.no_grad()
@@ -77,7 +72,7 @@ class Mixture:
         return {"loss/ptx_avg": found.loss}
 
 
-def _padded(lm: CausalLM, batch: Sequence[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
+def _before_imitated(lm: CausalLM, batch: Sequence[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
     """Hidden states (n, d) before each imitated token, and the tokens (n,)."""
     width = max(len(d.token_ids) for d in batch)
     ids = torch.full((len(batch), width), lm.pad_id, dtype=torch.long)
@@ -85,39 +80,5 @@ def _padded(lm: CausalLM, batch: Sequence[Demonstration]) -> tuple[torch.Tensor,
     for i, d in enumerate(batch):
         n = len(d.token_ids)
         ids[i, :n], seen[i, :n], wanted[i, :n] = torch.tensor(d.token_ids), 1, torch.tensor(d.imitated)
-    before = wanted[:, 1:].bool().to(lm.device)
-    hidden = lm.trunk(ids[:, :-1].to(lm.device), seen[:, :-1].to(lm.device))
-    return hidden[before], ids[:, 1:].to(lm.device)[before]
-
-
-def _packed(lm: CausalLM, batch: Sequence[Demonstration]) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = list(pack([len(d.token_ids) for d in batch], max(len(d.token_ids) for d in batch)))
-    width = max(sum(len(batch[i].token_ids) for i in row) for row in rows)
-    ids = torch.full((len(rows), width), lm.pad_id, dtype=torch.long)
-    segments, wanted = torch.zeros(2, len(rows), width, dtype=torch.long)
-    for r, row in enumerate(rows):
-        at = 0
-        for k, i in enumerate(row):
-            d = batch[i]
-            span = slice(at, at + len(d.token_ids))
-            ids[r, span], segments[r, span] = torch.tensor(d.token_ids), k + 1
-            wanted[r, span] = torch.tensor((False, *d.imitated[1:]))  # another text stands before the first token
-            at = span.stop
-    before = wanted[:, 1:].bool().to(lm.device)
-    hidden = lm.packed_trunk(ids[:, :-1].to(lm.device), segments[:, :-1].to(lm.device))
-    return hidden[before], ids[:, 1:].to(lm.device)[before]
-
-
-def pack(lengths: Sequence[int], capacity: int) -> Iterator[list[int]]:
-    """Indices in rows of at most ``capacity`` tokens each: first fit, the longest first."""
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        fits = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
-        if fits is None:
-            rows.append([])
-            room.append(capacity)
-            fits = len(rows) - 1
-        rows[fits].append(i)
-        room[fits] -= lengths[i]
-    yield from rows
+    before = wanted[:, 1:].bool()
+    return lm.states(ids[:, :-1], seen[:, :-1], before), ids[:, 1:][before].to(lm.device)

@@ -1,8 +1,7 @@
-"""Maximum likelihood: the loss by hand, packing against padding, held-out loss, PPO-ptx's mixture, data's order."""
+"""Maximum likelihood: the loss and its gradient by hand, held-out loss, PPO-ptx's mixture, data's order."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ from small_models import small_lm, small_mdp
 from lm_gym import exact
 from lm_gym.cycle import Cycle
 from lm_gym.demonstrations import Demonstration
-from lm_gym.supervised import Mixture, held_out, likelihood, pack
+from lm_gym.supervised import Mixture, held_out, likelihood
 
 
 def some(n: int = 9, *, seed: int = 0, longest: int = 40) -> list[Demonstration]:
@@ -41,11 +40,10 @@ def by_hand(model: Any, demonstrations: list[Demonstration], temperature: float)
     return nll, tokens, right
 
 
-@pytest.mark.parametrize("packing", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "gqa", "gpt2"])
-def test_the_loss_by_hand(kind: str, packing: bool) -> None:
+def test_the_loss_by_hand(kind: str) -> None:
     lm = small_lm(kind)
-    found = likelihood(lm, small_mdp(lm, temperature=0.7), some(), packing=packing)
+    found = likelihood(lm, small_mdp(lm, temperature=0.7), some())
     nll, tokens, right = by_hand(lm.model, some(), 0.7)
     assert float(found.nll) == pytest.approx(nll, rel=1e-5)
     assert (found.tokens, found.right) == (tokens, right)
@@ -53,37 +51,21 @@ def test_the_loss_by_hand(kind: str, packing: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gqa", "gpt2"])
-def test_packing_gives_the_gradient_of_padding(kind: str) -> None:
+def test_the_gradient_by_hand(kind: str) -> None:
+    """Against torch's cross entropy of transformers' own logits, a text at a time."""
     mdp = small_mdp(small_lm(kind))
     lm = mdp.initial_policy()
-    gradients = []
-    for packing in (False, True):
-        lm.zero_grad()
-        likelihood(lm, mdp, some(), packing=packing).nll.backward()
-        gradients.append({k: p.grad.clone() for k, p in lm.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 10
-    for key, padded in gradients[0].items():
-        scale = float(padded.abs().max())
-        torch.testing.assert_close(gradients[1][key], padded, rtol=0, atol=1e-4 * max(scale, 1.0), msg=key)
-    assert any(float(g.abs().max()) > 1 for g in gradients[0].values())
-
-
-def test_packed_rows_hold_whole_texts_and_little_padding() -> None:
-    lengths = [5, 9, 2, 4, 1, 7, 3]
-    rows = list(pack(lengths, 10))
-    assert sorted(itertools.chain(*rows)) == list(range(7))
-    assert all(sum(lengths[i] for i in row) <= 10 for row in rows)
-    assert rows == [[1, 4], [5, 6], [0, 3], [2]]  # first fit, the longest first: 9+1, 7+3, 5+4, 2
-
-
-def test_packing_needs_segments_that_the_model_keeps_apart() -> None:
-    env = gym.make("LMAlignExact-v0").unwrapped
-    with pytest.raises(ValueError, match="packing expected a transformers model, got TableLM: set packing=False"):
-        likelihood(env.mdp.reference, env.mdp, [Demonstration((4, 1, 0), (False, True, True))], packing=True)
-    lm = small_lm()
-    lm.model.config._attn_implementation = "eager"
-    with pytest.raises(ValueError, match="packing expected a model with sdpa attention"):
-        likelihood(lm, small_mdp(lm), some(), packing=True)
+    likelihood(lm, mdp, some()).nll.backward()
+    found = {k: p.grad.clone() for k, p in lm.named_parameters() if p.grad is not None}
+    lm.zero_grad()
+    for d in some():
+        ids, imitated = torch.tensor(d.token_ids), torch.tensor(d.imitated[1:])
+        logits = lm.model(input_ids=ids[None]).logits[0, :-1]
+        torch.nn.functional.cross_entropy(logits[imitated], ids[1:][imitated], reduction="sum").backward()
+    assert len(found) > 10 and any(float(g.abs().max()) > 1 for g in found.values())
+    for key, p in lm.named_parameters():
+        scale = float(p.grad.abs().max())
+        torch.testing.assert_close(found[key], p.grad, rtol=0, atol=1e-4 * max(scale, 1.0), msg=key)
 
 
 def test_held_out_loss_of_batches_is_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,14 +73,14 @@ def test_held_out_loss_of_batches_is_that_of_all(monkeypatch: pytest.MonkeyPatch
     mdp = small_mdp(lm)
     whole = held_out(lm, mdp, some(20))
     widths: list[int] = []
-    trunk = type(lm).trunk
+    states = type(lm).states
 
-    def watched(self: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def watched(self: Any, ids: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
         widths.append(ids.numel())
-        return trunk(self, ids, mask)
+        return states(self, ids, *rest)
 
     monkeypatch.setattr("lm_gym.supervised.SCORING_TOKENS", 60)
-    monkeypatch.setattr(type(lm), "trunk", watched)
+    monkeypatch.setattr(type(lm), "states", watched)
     parts = held_out(lm, mdp, some(20))
     assert len(widths) > 5 and max(widths) <= 60
     nll, tokens, right = by_hand(lm.model, some(20), 1.0)

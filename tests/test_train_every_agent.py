@@ -16,7 +16,7 @@ from lm_gym.tracking import METRICS, OPEN_FAMILIES, read_jsonl
 TOKENS = 1000
 SMALL = ["--batch-size", "32", "--max-new-tokens", "8", "--eval-texts", "4", "--threads", "1"]
 NEEDS = {
-    "sft": ["--data", "{data}", "--eval-data", "{data}", "--eval-every", "3", "--packing"],
+    "sft": ["--data", "{data}", "--eval-data", "{data}", "--eval-every", "3"],
     "reinforce++": ["--minibatch-size", "16"],
 }
 """Flags that an agent cannot do without: demonstrations, and minibatches no larger than these small batches."""

@@ -38,7 +38,7 @@ class SFTStage:
     save_every: int = 20
     """Updates between checkpoints, from which a stopped run goes on."""
     agent: dict[str, Any] = field(default_factory=dict)
-    """Fields of SFTConfig: batch_size, learning_rate, packing and so on."""
+    """Fields of SFTConfig: batch_size, learning_rate, micro_batch_size and so on."""
 
     def __post_init__(self) -> None:
         _at_least(self, count=0, held_out=0, save_every=1)
