@@ -3,6 +3,7 @@ a GPT-2 of 4x256 with a vocabulary of 2,000, 4 epochs of 4 minibatches, float32,
 
     python benchmarks/iteration.py --algo ppo --json out.json
     python benchmarks/iteration.py --algo ppo --set autocast=bfloat16 --set frozen_layers=2
+    python benchmarks/iteration.py --device cuda --dtype bfloat16 --layers 12 --hidden 768    # 90 M parameters
 
 Beside TRL and the floor, interleaved, and the paired ratios of it (what docs/performance.md quotes):
 
@@ -11,7 +12,9 @@ Beside TRL and the floor, interleaved, and the paired ratios of it (what docs/pe
     python .../iteration.py --ratios out
 
 The JSON has the form of ../shared/bench/trl_baseline.py. As there, PPO is judged by a GPT-2 classifier, GRPO and RLOO
-(8 texts a prompt) by a lexicon.
+(8 texts a prompt) by a lexicon. ``of_limit`` is how near decoding and the update come to what the machine can do, going
+by a copy and a matrix product timed in the same minute: decoding reads every weight once a step, an update multiplies
+6 times by every weight for every token. On a GPU every time is taken after its queue is empty.
 """
 
 from __future__ import annotations
@@ -41,18 +44,28 @@ AGAINST = {"ppo": "ppo", "grpo": "grpo", "rloo": "rloo"}
 FLOOR = "ppo_shared_head"
 
 
+def now(device: str) -> tuple[float, float]:
+    """Wall and CPU seconds, once the device has done what it was given."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+    return time.perf_counter(), time.process_time()
+
+
 class Clock:
     """Wall and CPU seconds of the calls of a function."""
 
-    def __init__(self) -> None:
-        self.wall, self.cpu = 0.0, 0.0
+    def __init__(self, device: str = "cpu") -> None:
+        self.device, self.wall, self.cpu = device, 0.0, 0.0
 
     def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            wall, cpu = time.perf_counter(), time.process_time()
+            wall, cpu = now(self.device)
             out = call(*args, **kwargs)
-            self.wall += time.perf_counter() - wall
-            self.cpu += time.process_time() - cpu
+            then = now(self.device)
+            self.wall += then[0] - wall
+            self.cpu += then[1] - cpu
             return out
 
         return timed
@@ -63,7 +76,25 @@ class Clock:
         return out
 
 
-def make_env(folder: str, algo: str, **more: Any) -> tuple[Any, dict[str, Any]]:
+def machine(device: str, dtype: Any) -> tuple[float, float]:
+    """Bytes a second of a copy, and multiply-adds a second of a matrix product, on a device in a precision."""
+    import torch
+
+    x = torch.ones(32_000_000 if device == "cpu" else 512_000_000, dtype=torch.float32, device=device)
+    a = torch.ones(1024 if device == "cpu" else 8192, 1024 if device == "cpu" else 8192, dtype=dtype, device=device)
+    rates = []
+    for work, call in ((2 * x.numel() * x.element_size(), x.clone), (a.shape[0] ** 3, lambda: a @ a)):
+        call()
+        took = []
+        for _ in range(5):
+            start = now(device)[0]
+            call()
+            took.append(now(device)[0] - start)
+        rates.append(work / min(took))
+    return rates[0], rates[1]
+
+
+def make_env(folder: str, algo: str, layers: int = 4, hidden: int = 256, **more: Any) -> tuple[Any, dict[str, Any]]:
     """The benchmark's problem for an algorithm, and what tiny.py says of it."""
     import gymnasium as gym
     import torch
@@ -74,7 +105,7 @@ def make_env(folder: str, algo: str, **more: Any) -> tuple[Any, dict[str, Any]]:
     sys.path.insert(0, str(BENCH))
     import tiny  # ../shared/bench
 
-    tiny.make_assets(folder)
+    tiny.make_assets(folder, layers=layers, hidden=hidden, heads=max(4, hidden // 64))
     meta = tiny.load_meta(folder)
 
     def lexicon(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -113,10 +144,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     from lm_gym.cli.options import load_agent
 
-    env, meta = make_env(args.assets, args.algo, device=args.device, dtype=args.dtype)
+    standard = (args.layers, args.hidden) == (4, 256)
+    folder = args.assets if standard else f"{args.assets}_{args.layers}x{args.hidden}"
+    env, meta = make_env(folder, args.algo, args.layers, args.hidden, device=args.device, dtype=args.dtype)
     fixed = {"batch_size": TEXTS, "minibatch_size": TEXTS // MINIBATCHES, "epochs": EPOCHS, "lr_schedule": "constant"}
     agent = load_agent(args.algo)(env, seed=args.seed, learning_rate=1e-5, **{**fixed, **CONFIG[args.algo], **args.set})
-    decode, update = Clock(), Clock()
+    decode, update = Clock(args.device), Clock(args.device)
     agent.engine.generate = decode.around(agent.engine.generate)
     agent.update = update.around(agent.update)
     steps, step = [0], agent.optimizer.step
@@ -128,15 +161,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     agent.optimizer.step = counted
     rows: list[dict[str, tuple[float, float]]] = []
     lengths: list[int] = []
-    last = [time.perf_counter(), time.process_time(), 0]
+    last: list[float] = [*now(args.device), 0]
 
     def look(agent: Any, _: dict[str, float]) -> bool:
-        now = time.perf_counter(), time.process_time()
-        whole = now[0] - last[0], now[1] - last[1]
+        then = now(args.device)
+        whole = then[0] - last[0], then[1] - last[1]
         gen, opt = decode.take(), update.take()
         rows.append({"gen": gen, "opt": opt, "score": (whole[0] - gen[0] - opt[0], whole[1] - gen[1] - opt[1])})
         lengths.append(agent.tokens - last[2])
-        last[:] = [*now, agent.tokens]
+        last[:] = [*then, agent.tokens]
         return len(rows) < args.iters
 
     started = tuple(last[:2])
@@ -156,6 +189,16 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         out[f"iter_{unit}"] = stat([sum(v[j] for v in r.values()) for r in rows])
         out[f"tok_s_{unit}"] = round(TEXTS * TOKENS / out[f"iter_{unit}"]["median"], 1)
     out["peak_rss_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    bandwidth, products = machine(args.device, agent.policy.lm.dtype)
+    weights = sum(p.numel() for p in agent.policy.lm.parameters())
+    step = max(weights * agent.policy.lm.dtype.itemsize / bandwidth, TEXTS * weights / products)
+    tokens = sum(len(p.token_ids) for p in env.unwrapped.mdp.prompts[:TEXTS]) + TEXTS * TOKENS
+    least = {"gen": TOKENS * step, "opt": 3 * weights * tokens * EPOCHS / products}
+    out["of_limit"] = {part: round(seconds / out[f"{part}_wall"]["median"], 3) for part, seconds in least.items()}
+    out |= {"weights": weights, "copy_gb_s": round(bandwidth / 1e9, 1), "products_per_s": round(products / 1e9, 1)}
+    if args.device.startswith("cuda"):
+        out["peak_gpu_mb"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+        out["gpu"] = torch.cuda.get_device_name()
     out["total_wall"], out["total_cpu"] = (round(b - a, 2) for a, b in zip(started, last[:2]))
     out["loadavg"] = os.getloadavg()[0]
     return out
@@ -195,6 +238,8 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--set", action="append", default=[], help="a field of the agent's configuration, key=value")
