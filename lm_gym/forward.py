@@ -7,7 +7,7 @@ state before response token t stands at column P + t − 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -47,8 +47,22 @@ def response_hidden(
     return hidden[:, -response_length:]
 
 
+class HasStates(Protocol):
+    """What gives hidden states: :meth:`CausalLM.states`; a critic has them too."""
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        wanted: torch.Tensor,
+        *,
+        prompt_width: int = 0,
+        below: Below | None = None,
+    ) -> torch.Tensor: ...
+
+
 def response_states(
-    lm: CausalLM,
+    lm: HasStates,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor,
     response_mask: torch.Tensor,

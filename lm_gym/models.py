@@ -203,11 +203,7 @@ class TransformersLM(CausalLM):
             )
 
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        out = self._base()(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
-        )
-        return out.last_hidden_state  # type: ignore[no-any-return]
+        return base_trunk(self._base(), input_ids, attention_mask)
 
     def states(
         self,
@@ -218,14 +214,7 @@ class TransformersLM(CausalLM):
         prompt_width: int = 0,
         below: Below | None = None,
     ) -> torch.Tensor:
-        base = self._base()
-        if not flat_trunk.is_known(base):
-            return super().states(input_ids, attention_mask, wanted, below=below)
-        texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
-        if below is None:
-            return flat_trunk.run(base, texts.to(self.device))
-        known = below.states.flatten(0, 1)[texts.source].to(self.device)
-        return flat_trunk.run(base, texts.to(self.device), below=known, first=below.blocks)
+        return base_states(self._base(), input_ids, attention_mask, wanted, prompt_width=prompt_width, below=below)
 
     @torch.no_grad()
     def lower_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, blocks: int) -> Below | None:
@@ -256,6 +245,34 @@ class TransformersLM(CausalLM):
         for key, value in self.__dict__.items():
             twin.__dict__[key] = copy.deepcopy(value, memo)
         return twin
+
+
+def base_trunk(base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """:meth:`CausalLM.trunk` of a ``transformers`` model without a head."""
+    position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+    out = base(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False)
+    return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+def base_states(
+    base: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    wanted: torch.Tensor,
+    *,
+    prompt_width: int = 0,
+    below: Below | None = None,
+) -> torch.Tensor:
+    """:meth:`CausalLM.states` of a ``transformers`` model without a head."""
+    device = next(base.parameters()).device
+    if not flat_trunk.is_known(base):
+        assert below is None, "this model has no lower_states"
+        return base_trunk(base, input_ids.to(device), attention_mask.to(device))[wanted.to(device)]
+    texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
+    if below is None:
+        return flat_trunk.run(base, texts.to(device))
+    known = below.states.flatten(0, 1)[texts.source].to(device)
+    return flat_trunk.run(base, texts.to(device), below=known, first=below.blocks)
 
 
 def eos_ids_of(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:

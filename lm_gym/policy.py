@@ -7,15 +7,16 @@ adapters on the reference's own tensors, or whole above the lower n layers, whic
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from lm_gym.forward import response_hidden, response_states
+from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import Below, CausalLM, TransformersLM
+from lm_gym.models import Below, CausalLM, TransformersLM, base_states
 
 AT_ONCE = 64
 """Texts in one pass without gradient."""
@@ -25,24 +26,26 @@ class Critic(nn.Module):
     """A value model with a trunk of its own.
 
     Args:
-        trunk: ids and mask (B, L) to hidden states (B, L, d). head: (d) to 1.
+        states: as :meth:`CausalLM.states`, of ``lm``. head: (d) to 1.
     """
 
-    def __init__(self, lm: nn.Module, trunk: Callable[..., torch.Tensor], head: nn.Linear) -> None:
+    def __init__(self, lm: nn.Module, states: Callable[..., torch.Tensor], head: nn.Linear) -> None:
         super().__init__()
         self.lm, self.head = lm, head
-        self._trunk = trunk
+        self.states = states
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int) -> torch.Tensor:
-        """(B, T) values of the states before each response token."""
-        hidden = self._trunk(input_ids[:, :-1], attention_mask[:, :-1])[:, -response_length:]
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_mask: torch.Tensor
+    ) -> torch.Tensor:
+        """(n,) values of the states before each of the n response tokens of ``response_mask`` (B, T)."""
+        hidden = response_states(self, input_ids, attention_mask, response_mask)
         return self.head(hidden.to(self.head.weight.dtype)).squeeze(-1).float()
 
 
 def critic_from_policy(lm: CausalLM, mdp: AlignmentMDP) -> Critic:
     """A critic that starts as a copy of the model that policies start from, with a head of zeros."""
     twin = mdp.initial_policy()
-    return Critic(twin, twin.trunk, _zero_head(lm))
+    return Critic(twin, twin.states, _zero_head(lm))
 
 
 def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
@@ -67,17 +70,11 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
         raise ValueError(f"critic {path!r} expected the policy's vocabulary of {lm.input_size} tokens, got fewer")
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)
-
-    def trunk(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        out = base(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
-        return out.last_hidden_state  # type: ignore[no-any-return]
-
     head = nn.Linear(score.in_features, 1).to(lm.device)
     with torch.no_grad():
         head.weight.copy_(score.weight)
         head.bias.zero_() if score.bias is None else head.bias.copy_(score.bias)
-    return Critic(model, trunk, head)
+    return Critic(model, partial(base_states, base), head)
 
 
 def _zero_head(lm: CausalLM) -> nn.Linear:
@@ -140,16 +137,6 @@ class Policy(nn.Module):
         """What the optimizer moves, by name."""
         return {k: p for k, p in self.named_parameters() if p.requires_grad}
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits (B, T, V) over the temperature and values (B, T) before each of the last T tokens; one trunk pass."""
-        hidden = response_hidden(self.lm, input_ids, attention_mask, response_length)
-        logits = self.lm.head(hidden) / self.mdp.temperature
-        if self.critic is not None:
-            return logits, self.critic(input_ids, attention_mask, response_length)
-        return logits, None if self.value_head is None else self.value(hidden)
-
     def at_tokens(
         self,
         input_ids: torch.Tensor,
@@ -164,8 +151,7 @@ class Policy(nn.Module):
         known = None if below is None else Below(self.frozen_layers, below)
         hidden = response_states(self.lm, input_ids, attention_mask, response_mask, known)
         if self.critic is not None:
-            ids, seen, mask = (x.to(self.lm.device) for x in (input_ids, attention_mask, response_mask))
-            return hidden, self.critic(ids, seen, mask.shape[1])[mask]
+            return hidden, self.critic(input_ids, attention_mask, response_mask)
         return hidden, None if self.value_head is None else self.value(hidden)
 
     def below(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor | None:

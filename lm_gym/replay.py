@@ -10,7 +10,7 @@ import torch
 
 from lm_gym import checkpoints, kl
 from lm_gym.blame import KIND
-from lm_gym.forward import response_hidden, token_logprobs
+from lm_gym.forward import response_states, token_logprobs
 from lm_gym.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -76,8 +76,7 @@ def replay(folder: str | Path, agent: LMAgent) -> Replayed:
     hidden, _ = agent.policy.at_tokens(ids, seen, mask.to(lm.device))
     allowed, no_eos = (None if x is None else x[mask].to(lm.device) for x in (part.allowed, part.no_eos))
     logp = mdp.distribution(lm, hidden, allowed=allowed, no_eos=no_eos)
-    ref_hidden = response_hidden(mdp.reference, ids, seen, mask.shape[1])[mask.to(lm.device)]
-    ref_logp = mdp.distribution(mdp.reference, ref_hidden)
+    ref_logp = mdp.distribution(mdp.reference, response_states(mdp.reference, ids, seen, mask.to(lm.device)))
     tokens = part.tokens[mask].to(lm.device)
     places = mask.nonzero()
     return Replayed(

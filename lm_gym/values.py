@@ -16,9 +16,9 @@ def critic_values(policy: Policy, rollout: Rollout) -> torch.Tensor:
     out = torch.zeros(rollout.response_mask.shape)
     for at in torch.arange(len(rollout)).split(AT_ONCE):
         part = rollout.select(at)
-        t, device = part.response_mask.shape[1], policy.lm.device
-        values = policy.critic(part.input_ids.to(device), part.attention_mask.to(device), t)
-        out[at, :t] = values.cpu() * part.response_mask
+        values = policy.critic(part.input_ids, part.attention_mask, part.response_mask)
+        padded = torch.zeros(part.response_mask.shape).masked_scatter(part.response_mask, values.cpu())
+        out[at, : padded.shape[1]] = padded
     return out
 
 
@@ -42,10 +42,11 @@ def values_after(policy: Policy, rollout: Rollout) -> torch.Tensor:
     out = torch.zeros(len(rollout))
     cut = torch.tensor([i for i, reason in enumerate(rollout.finish_reasons or []) if reason == "cut"])
     for at in cut.split(AT_ONCE):
-        part, device = rollout.select(at), policy.lm.device
+        part = rollout.select(at)
         # one column more, never attended to by what is read: the state before it is the one after the last token
-        ids, seen = (torch.nn.functional.pad(x, (0, 1)).to(device) for x in (part.input_ids, part.attention_mask))
-        _, values = policy(ids, seen, part.response_mask.shape[1] + 1)
+        ids, seen = (torch.nn.functional.pad(x, (0, 1)) for x in (part.input_ids, part.attention_mask))
+        after = torch.nn.functional.one_hot(part.lengths, part.response_mask.shape[1] + 1).bool()
+        _, values = policy.at_tokens(ids, seen, after)
         assert values is not None
-        out[at] = values.cpu()[torch.arange(len(at)), part.lengths]
+        out[at] = values.cpu()
     return out

@@ -64,8 +64,9 @@ def test_stepped_rewards_equal_the_batched_views_for_the_same_tokens(
     torch.testing.assert_close(stepped.scores, scored.scores, atol=1e-5, rtol=0)
     assert stepped.texts == scored.texts
     with torch.no_grad():
-        _, values = agent.policy(stepped.input_ids, stepped.attention_mask, stepped.response_mask.shape[1])
-    torch.testing.assert_close(stepped.values, values * stepped.response_mask, atol=1e-3, rtol=0)
+        _, values = agent.policy.at_tokens(stepped.input_ids, stepped.attention_mask, stepped.response_mask)
+    torch.testing.assert_close(stepped.values[stepped.response_mask], values, atol=1e-3, rtol=0)
+    assert not stepped.values[~stepped.response_mask].any()
     assert agent.update(stepped)["val/first_ratio_error"] < 1e-4
     assert metrics["objective/kl"] > 0.01
 

@@ -7,9 +7,9 @@ from ppo_runs import problem
 from lm_gym.policy import Policy, lower_layers
 
 
-def batch() -> tuple[torch.Tensor, torch.Tensor]:
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     ids = torch.tensor([[0, 0, 3, 4, 5, 6], [3, 9, 4, 4, 5, 2]])
-    return ids, torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    return ids, torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]]), torch.ones(2, 3, dtype=torch.bool)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -18,23 +18,24 @@ def test_it_starts_as_the_model_with_values_of_0(kind: str, options: dict) -> No
     mdp = problem(kind, temperature=0.7)
     policy = Policy(mdp, **{"critic": "shared", **options})
     with torch.no_grad():
-        logits, values = policy(*batch(), 3)
+        hidden, values = policy.at_tokens(*batch())
+        logits = mdp.logits(policy.lm, hidden).view(2, 3, -1)
         for row, start in ((0, 2), (1, 0)):
             want = mdp.reference.model(input_ids=batch()[0][row : row + 1, start:]).logits[0, -4:-1] / 0.7
             torch.testing.assert_close(logits[row], want, atol=1e-4, rtol=1e-4)
-    assert values is not None and values.shape == (2, 3) and not values.any()
+    assert values is not None and values.shape == (6,) and not values.any()
     assert not policy.training and not any(p.requires_grad for p in mdp.reference.parameters())
     assert set(policy.trainable()) <= {k for k, _ in policy.named_parameters()}
 
 
 def test_a_policy_without_critic_has_no_values() -> None:
-    assert Policy(problem(), critic="none")(*batch(), 3)[1] is None
+    assert Policy(problem(), critic="none").at_tokens(*batch())[1] is None
 
 
 def test_a_separate_critic_trains_no_policy_weight() -> None:
     policy = Policy(problem(), critic="separate")
     torch.nn.init.normal_(policy.critic.head.weight)
-    policy(*batch(), 3)[1].sum().backward()
+    policy.at_tokens(*batch())[1].sum().backward()
     assert all(p.grad is None for p in policy.lm.parameters())
     assert any(p.grad is not None and p.grad.any() for p in policy.critic.lm.parameters())
 

@@ -172,7 +172,8 @@ def test_a_live_model_with_dropout_keeps_its_bytes_and_has_none() -> None:
     agent = ppo(environment(mdp), critic="separate")
     rollout, _ = agent.collect()
     with torch.no_grad():
-        passes = [agent.policy(rollout.input_ids, rollout.attention_mask, 8)[0] for _ in range(2)]
+        texts = rollout.input_ids, rollout.attention_mask, rollout.response_mask
+        passes = [agent.policy.at_tokens(*texts)[0] for _ in range(2)]
     assert torch.equal(*passes)
     stats = agent.update(rollout)
     assert stats["val/first_ratio_error"] < 1e-4
@@ -188,15 +189,15 @@ def test_more_left_padding_changes_no_logprob_and_no_value(kind: str, critic: st
     if agent.policy.value_head is not None:
         torch.nn.init.normal_(agent.policy.value_head.weight)
     rollout, _ = agent.collect()
-    t = rollout.response_mask.shape[1]
+    mask, policy = rollout.response_mask, agent.policy
     wide = torch.nn.functional.pad(rollout.input_ids, (3, 0), value=agent.policy.lm.pad_id)
     seen = torch.nn.functional.pad(rollout.attention_mask, (3, 0))
     with torch.no_grad():
-        logits, values = agent.policy(rollout.input_ids, rollout.attention_mask, t)
-        other, other_values = agent.policy(wide, seen, t)
-    m = rollout.response_mask
-    torch.testing.assert_close(torch.log_softmax(other, -1)[m], torch.log_softmax(logits, -1)[m], atol=1e-5, rtol=0)
-    torch.testing.assert_close(other_values[m], values[m], atol=1e-4, rtol=0)
+        hidden, values = policy.at_tokens(rollout.input_ids, rollout.attention_mask, mask)
+        other, other_values = policy.at_tokens(wide, seen, mask)
+        logps = [agent.mdp.distribution(policy.lm, h) for h in (hidden, other)]
+    torch.testing.assert_close(*logps, atol=1e-5, rtol=0)
+    torch.testing.assert_close(other_values, values, atol=1e-4, rtol=0)
 
 
 def test_an_eos_that_is_the_pad_token_too_is_a_token_of_the_text() -> None:
@@ -253,7 +254,8 @@ def test_the_policy_is_the_temperatures() -> None:
 def test_log_softmax_is_in_float32_for_16_bit_models() -> None:
     agent = ppo(environment(problem(dtype=torch.bfloat16)))
     rollout, _ = agent.collect()
-    logits, values = agent.policy(rollout.input_ids, rollout.attention_mask, rollout.response_mask.shape[1])
+    hidden, values = agent.policy.at_tokens(rollout.input_ids, rollout.attention_mask, rollout.response_mask)
+    logits = agent.mdp.logits(agent.policy.lm, hidden)
     assert logits.dtype == values.dtype == rollout.logprobs.dtype == torch.float32
     assert agent.policy.lm.model.dtype == torch.bfloat16
 
