@@ -47,7 +47,8 @@ def build(kind: str, vocab: int, positions: int = 256) -> Any:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-    from lm_gym.models import TransformersLM, load_model
+    from lm_gym.loading import load_model
+    from lm_gym.models import TransformersLM
 
     if kind == "tiny":
         return load_model("tiny")

@@ -38,7 +38,7 @@ NS = (1, 2, 4, 8, 16, 32, 64)
 def write_prompts(model: str, out: Path) -> None:
     """Openings of 6 to 16 tokens of stories sampled from BOS, all different, split into train and held-out ones."""
     from lm_gym.decoding import Engine, GenerationParams
-    from lm_gym.models import load_model
+    from lm_gym.loading import load_model
 
     lm = load_model(model)
     engine, rng = Engine(lm, seed=0), np.random.default_rng(0)

@@ -14,7 +14,7 @@ import torch
 import lm_gym
 from lm_gym.advantages import gae, whiten
 from lm_gym.forward import response_hidden, token_logprobs
-from lm_gym.models import load_model
+from lm_gym.loading import load_model
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--tokens", type=int, default=60_000, help="tokens to train on")

@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lm_gym.decoding import sample
-from lm_gym.models import CausalLM, load_model
+from lm_gym.loading import load_model
+from lm_gym.models import CausalLM
 from lm_gym.rows import Rows
 
 _watching: weakref.WeakSet[CachedLM] = weakref.WeakSet()
@@ -36,7 +37,7 @@ class CachedLM:
     model before its first text: those that come later are noticed once an optimizer has moved them.
 
     Args:
-        model: as for :func:`lm_gym.models.load_model`, or a :class:`CausalLM`. It is not copied.
+        model: as for :func:`lm_gym.loading.load_model`, or a :class:`CausalLM`. It is not copied.
         value_head: hidden states (n, d) to values (n,) or (n, 1), if there is one.
         temperature: the problem's. seed: of the generator that actions are drawn with.
     """

@@ -23,7 +23,8 @@ from torch import nn
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.export import warn_of_origin
 from lm_gym.forward import by_length, pad_rows, pad_texts, response_states, token_logprobs
-from lm_gym.models import CausalLM, load_model
+from lm_gym.loading import load_model
+from lm_gym.models import CausalLM
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import load_reward_model, score_texts
 

@@ -1,4 +1,4 @@
-"""Language models behind one small interface, and how a name becomes one.
+"""Language models behind one small interface.
 
 :class:`CausalLM` is what the environment, the decoding engine and the agents ask of a language model: a trunk (token
 ids to last hidden states), a head (hidden states to logits) and rows that decode with a cache. :class:`TransformersLM`
@@ -13,19 +13,15 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lm_gym import flat_trunk
-from lm_gym.loading import Unloadable, pretrained
 
 if TYPE_CHECKING:
     from lm_gym.rows import Rows
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -302,91 +298,6 @@ def _hidden_bound(base: Any, width: int) -> float:
     weight = float(norm.weight.detach().abs().max()) + (1.0 if "Gemma" in type(norm).__name__ else 0.0)
     bias = getattr(norm, "bias", None)
     return math.sqrt(width) * weight + (0.0 if bias is None else float(bias.detach().abs().max())) + 1e-3
-
-
-def resolve_dtype(dtype: Any) -> torch.dtype:
-    """A torch dtype from its name ("float32", "bfloat16", "float16") or itself."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype expected one of {sorted(DTYPES)}, got {dtype!r}")
-    return DTYPES[dtype]
-
-
-def resolve_device(device: Any) -> torch.device:
-    """A torch device that is there."""
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as e:
-        raise ValueError(f"device expected 'cpu', 'cuda' or 'cuda:N', got {device!r}") from e
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: torch {torch.__version__} sees no CUDA device here; use device='cpu'")
-    return found
-
-
-def load_model(
-    model: Any, *, tokenizer: Any = None, device: Any = "cpu", dtype: Any = "float32", what: str = "model"
-) -> CausalLM:
-    """A :class:`CausalLM` from ``tiny``, a hub id, a local folder, a GGUF file or a live model.
-
-    Args:
-        model: str or Path; a live ``transformers`` model, used as it is and not copied (its device and dtype stay);
-            or a :class:`CausalLM`.
-        tokenizer: a live tokenizer or the name of one; by default the one found beside the model.
-        device: "cpu", "cuda", …. dtype: "float32", "bfloat16" or "float16", for models that are loaded here.
-        what: the argument's name, for errors.
-
-    Raises:
-        ValueError: if nothing can be loaded under that name.
-    """
-    if isinstance(model, CausalLM):
-        return model
-    where, precision = resolve_device(device), resolve_dtype(dtype)
-    if isinstance(model, nn.Module):
-        if not hasattr(model, "get_output_embeddings"):
-            raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
-        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-        return TransformersLM(model, _tokenizer(tokenizer or name, what), name)
-    if not isinstance(model, (str, Path)):
-        raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got a "
-            f"{type(model).__name__}"
-        )
-    from transformers import AutoModelForCausalLM
-
-    name, source, extra = str(model), str(model), {}
-    if name == "tiny":
-        from lm_gym.tiny import tiny_path
-
-        source = str(tiny_path())
-    elif name.endswith(".gguf"):
-        if not Path(name).is_file():
-            raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
-        source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
-    try:
-        loaded = pretrained(AutoModelForCausalLM, source, what=what, dtype=precision, **extra)
-    except Unloadable:
-        raise
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
-            f"{first}"
-        ) from e
-    found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
-    return TransformersLM(loaded.to(where), found, name)
-
-
-def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
-    if not isinstance(tokenizer, (str, Path)):
-        return tokenizer
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
-    except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
-        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({first}); pass tokenizer=") from e
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -19,9 +19,9 @@ import torch
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.forward import by_length, pad_texts, response_hidden, token_logprobs
-from lm_gym.loading import quiet
+from lm_gym.loading import load_model, quiet, resolve_dtype
 from lm_gym.mdp import SCORING_TOKENS
-from lm_gym.models import CausalLM, TransformersLM, load_model, resolve_dtype
+from lm_gym.models import CausalLM, TransformersLM
 from lm_gym.vllm_process import import_vllm, open_llm, process_as_it_was, release
 from lm_gym.vllm_weights import checksum, named_weights, save
 
@@ -42,7 +42,7 @@ class VLLMEngine:
     """A decoding engine, :class:`~lm_gym.decoding.DecodingEngine`, around ``vllm.LLM`` in this process.
 
     Args:
-        lm: a ``transformers`` policy, or what :func:`~lm_gym.models.load_model` loads (then in ``dtype``).
+        lm: a ``transformers`` policy, or what :func:`~lm_gym.loading.load_model` loads (then in ``dtype``).
         value_head: hidden (n, d) to values (n,). keep_hidden: whether completions carry the hidden states. Either
             costs one pass of ``lm`` over the finished texts.
         seed: of the generator that every request's own seed is drawn from.

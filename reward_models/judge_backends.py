@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 import torch
 
 from lm_gym.forward import by_length, pad_texts
-from lm_gym.models import CausalLM, load_model
+from lm_gym.loading import load_model
+from lm_gym.models import CausalLM
 from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, ask
 from lm_gym.reward_models.judge_questions import Question, Verdict, mean_value, read_verdict
 from lm_gym.rewards import RewardModelError

@@ -47,8 +47,8 @@ class LMJudge:
 
     - with `base_url`, an OpenAI-compatible server, which answers in JSON with a reason and a whole number. The reasons
       come back as the column `reason`.
-    - without, a model in this process (what `lm_gym.load_model` takes), whose log-probs of the verdicts are read: the
-      score is the expected number, and the column `verdict_mass` says how probable any verdict was.
+    - without, a model in this process (what `lm_gym.loading.load_model` takes), whose log-probs of the verdicts are
+      read: the score is the expected number, and the column `verdict_mass` says how probable any verdict was.
 
     What cannot be read after `retries` is a RewardModelError with the prompt, never a number.
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from lm_gym.models import TransformersLM, load_model, resolve_device
+from lm_gym.loading import load_model, resolve_device
+from lm_gym.models import TransformersLM
 
 RATE = 3.0
 """The step size over that of a policy of the same size: labels do not move with the weights, as rollouts do."""

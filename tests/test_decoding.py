@@ -11,7 +11,8 @@ from small_models import gpt2, llama, small_lm, tokenizer
 from lm_gym.completions import Tails
 from lm_gym.decoding import Completion, Engine, GenerationParams, finish_reason, restrict, sample, top_k_ids
 from lm_gym.forward import pad_texts, response_hidden, token_logprobs
-from lm_gym.models import TransformersLM, load_model
+from lm_gym.loading import load_model
+from lm_gym.models import TransformersLM
 from lm_gym.rows import AttentionRows
 
 PROMPTS = [[3, 4, 5], [6], [7, 8, 3, 4, 5, 6, 7], [5, 5], [9, 10]]

@@ -82,7 +82,7 @@ def _check_card(run: Path, out: Path) -> None:
 
 
 def small_eos() -> tuple[int, ...]:
-    from lm_gym.models import load_model
+    from lm_gym.loading import load_model
 
     return load_model("tiny").eos_ids
 

@@ -19,9 +19,8 @@ from small_models import letter_reward, small_lm, small_mdp
 from lm_gym import checkpoints
 from lm_gym.agents import PPO
 from lm_gym.env import LMAlignEnv
-from lm_gym.loading import Unloadable
+from lm_gym.loading import Unloadable, load_model
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import load_model
 from lm_gym.prompts import load_prompts
 
 BOUNDED = settings(

@@ -7,7 +7,8 @@ import pytest
 import torch
 from small_models import gpt2, llama, small_lm, tokenizer
 
-from lm_gym.models import CausalLM, TransformersLM, fingerprint, load_model
+from lm_gym.loading import load_model
+from lm_gym.models import CausalLM, TransformersLM, fingerprint
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
 

@@ -18,8 +18,9 @@ from lm_gym import vllm_process
 from lm_gym.agents import NLPO, PPO
 from lm_gym.decoding import Engine, GenerationParams
 from lm_gym.forward import pad_texts, response_hidden, token_logprobs
+from lm_gym.loading import load_model
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import TransformersLM, load_model
+from lm_gym.models import TransformersLM
 from lm_gym.policy import Policy
 from lm_gym.vllm_engine import VLLMEngine
 from lm_gym.vllm_weights import named_weights, save

@@ -159,7 +159,7 @@ def check_tiny() -> Iterator[Finding]:
         return
     import transformers  # noqa: F401  (its import is not tiny's loading time)
 
-    from lm_gym.models import load_model
+    from lm_gym.loading import load_model
 
     load_model("tiny")
     started = time.perf_counter()

@@ -68,7 +68,7 @@ def sample(options: Sample) -> int:
 
 def load_policy(model: str, *, device: str = "cpu", dtype: str = "float32") -> CausalLM:
     """A model by name, or the trained policy of a run's folder or of one of its checkpoints."""
-    from lm_gym.models import load_model
+    from lm_gym.loading import load_model
 
     folder = Path(model)
     if (folder / "checkpoints").is_dir() or (folder / "state.json").is_file():

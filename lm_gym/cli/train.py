@@ -84,8 +84,8 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
 
     from lm_gym.checkpoints import numbered
     from lm_gym.held_out import split_prompts
+    from lm_gym.loading import load_model
     from lm_gym.mdp import AlignmentMDP
-    from lm_gym.models import load_model
     from lm_gym.prompts import load_prompts
 
     run, problem = options.run, options.problem

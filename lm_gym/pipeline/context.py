@@ -11,8 +11,9 @@ import gymnasium
 import numpy as np
 
 from lm_gym.held_out import split_prompts
+from lm_gym.loading import load_model
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM, load_model
+from lm_gym.models import CausalLM
 from lm_gym.pipeline.config import Pipeline
 from lm_gym.pipeline.stage import Record
 from lm_gym.prompts import Prompt, load_prompts

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 
-from lm_gym.models import load_model
+from lm_gym.loading import load_model
 from lm_gym.preference_data import Annotators, draw_pairs, label_pairs
 from lm_gym.preferences import Preference
 from lm_gym.prompts import load_prompts
