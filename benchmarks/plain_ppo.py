@@ -28,7 +28,7 @@ def logps(hidden: torch.Tensor, model: Any, texts: torch.Tensor, prompt: int) ->
 
 def gae(rewards: torch.Tensor, values: torch.Tensor, lam: float = 0.95) -> torch.Tensor:
     """(B, T) advantages."""
-    out, last = torch.zeros_like(rewards), 0.0
+    out, last = torch.zeros_like(rewards), torch.zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
         after = values[:, t + 1] if t + 1 < rewards.shape[1] else 0.0
         last = rewards[:, t] + after - values[:, t] + lam * last
