@@ -124,7 +124,7 @@ def _save_values(agent: LMAgent, path: Path) -> None:
 def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
     """What a model card says: where the model came from, numbers, samples. From a run's folder where there is one."""
     from lm_gym.rewards import reward_model_hash, reward_model_name
-    from lm_gym.tracking import read_jsonl
+    from lm_gym.run_files import read_jsonl
 
     mdp = agent.mdp
     last, samples, command, top_k = agent.last, [], current_command(), mdp.top_k

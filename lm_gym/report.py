@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lm_gym.report_style import page, safe
+from lm_gym.run_files import read_jsonl
 from lm_gym.runinfo import read_config, write_atomically
 from lm_gym.svg_chart import MOST_POINTS, SMOOTH_FROM, line_chart, number_text
 from lm_gym.terminal import as_text
-from lm_gym.tracking import METRICS, OPEN_FAMILIES, read_jsonl
+from lm_gym.tracking import METRICS, OPEN_FAMILIES
 
 MAIN_CURVES: tuple[tuple[str, str], ...] = (
     ("objective/scores", "Reward"),

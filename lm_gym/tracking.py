@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import atexit
-import csv
 import difflib
-import io
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lm_gym.outside_trackers import OPENERS, Row
+from lm_gym.run_files import append, append_csv, csv_text, read_csv, read_jsonl
 from lm_gym.runinfo import plain, run_info, write_atomically, write_config
 
 METRICS: dict[str, str] = {
@@ -81,12 +81,6 @@ OPEN_FAMILIES: tuple[str, ...] = ("custom/", "eval/", "reward/", "time/")
 
 TRACKERS: tuple[str, ...] = ("csv", "jsonl", "tensorboard", "trackio", "wandb")
 
-_EXTERNAL_PROJECT = "lm-gym"
-
-_Row = dict[str, int | float]
-_Send = Callable[[_Row, int], None]
-_Finish = Callable[[], None]
-
 
 class Tracker:
     """Writes what a run measures. One per run; with several processes, only rank 0 makes one.
@@ -135,7 +129,7 @@ class Tracker:
             raise ValueError("the tensorboard tracker writes files: give out_dir, or leave it out of trackers")
         self.trackers = trackers
         self.name = name or (self.out_dir.resolve().name if self.out_dir is not None else "run")
-        self.history: list[_Row] = []
+        self.history: list[Row] = []
         """Every row logged so far, oldest first: step, tokens and the metrics."""
         self._config = dict(plain(config))
         self._resumed = resume
@@ -144,8 +138,11 @@ class Tracker:
             self._config.setdefault("run", run_info())
             self._open_files(self.out_dir)
         self._started = time.monotonic() - float(self.history[-1].get("perf/elapsed_seconds", 0) if self.history else 0)
-        openers = {"tensorboard": self._open_tensorboard, "trackio": self._open_trackio, "wandb": self._open_wandb}
-        self._external: list[tuple[_Send, _Finish]] = [openers[name]() for name in trackers if name in openers]
+        self._external = [
+            OPENERS[tracker](self.out_dir, self.name, self._config, resume)
+            for tracker in trackers
+            if tracker in OPENERS
+        ]
         self._sent = False
         from lm_gym.terminal import make_display
 
@@ -174,7 +171,7 @@ class Tracker:
                 f"step {step} does not follow step {self.history[-1]['step']}, the last one logged; each step is "
                 "logged once, in order (after loading a checkpoint, call truncate_to with its step first)"
             )
-        row: _Row = {"step": step, "tokens": tokens}
+        row: Row = {"step": step, "tokens": tokens}
         for name, value in metrics.items():
             number = _number(_known(name), value)
             if name in row and number != row[name]:
@@ -183,9 +180,9 @@ class Tracker:
         row.setdefault("perf/elapsed_seconds", round(time.monotonic() - self._started, 3))
         if self.out_dir is not None:
             if "jsonl" in self.trackers:
-                _append(self.out_dir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
+                append(self.out_dir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
             if "csv" in self.trackers:
-                _append_csv(self.out_dir / "metrics.csv", row)
+                append_csv(self.out_dir / "metrics.csv", row)
         self.history.append(row)
         self._sent = True
         for send, _ in self._external:
@@ -213,7 +210,7 @@ class Tracker:
             lines.append(line)
         if self.out_dir is not None and lines:
             text = "".join(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-            _append(self.out_dir / "samples.jsonl", text)
+            append(self.out_dir / "samples.jsonl", text)
         if lines:
             self._display.sample(lines[0])
 
@@ -244,8 +241,8 @@ class Tracker:
                 write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         path = self.out_dir / "metrics.csv"
         if path.exists():
-            columns, rows = _read_csv(path)
-            write_atomically(path, _csv_text(columns, [row for row in rows if int(row["step"]) <= step]))
+            columns, rows = read_csv(path)
+            write_atomically(path, csv_text(columns, [row for row in rows if int(row["step"]) <= step]))
 
     def close(self) -> None:
         """Finish the display and the remote trackers. Further calls do nothing."""
@@ -285,99 +282,8 @@ class Tracker:
         if files[0] in used:
             self.history = read_jsonl(files[0])
         elif files[1] in used:
-            _, rows = _read_csv(files[1])
+            _, rows = read_csv(files[1])
             self.history = [{key: json.loads(value) for key, value in row.items() if value != ""} for row in rows]
-
-    def _open_tensorboard(self) -> tuple[_Send, _Finish]:
-        try:
-            from torch.utils.tensorboard.writer import SummaryWriter
-        except ImportError as error:
-            raise ImportError(_missing("tensorboard", error)) from error
-        assert self.out_dir is not None
-        folder = str(self.out_dir / "tensorboard")
-        writer: Any = None
-
-        def send(row: _Row, step: int) -> None:
-            nonlocal writer
-            if writer is None:  # only now is it known where a resumed run goes on: events from there are hidden
-                writer = SummaryWriter(folder, purge_step=step if self._resumed else None)
-                writer.add_text("config", f"```\n{json.dumps(self._config, indent=2)}\n```")
-            for name, value in row.items():
-                writer.add_scalar(name, value, global_step=step)
-            writer.flush()
-
-        def finish() -> None:
-            if writer is not None:
-                writer.close()
-
-        return send, finish
-
-    def _open_trackio(self) -> tuple[_Send, _Finish]:
-        try:
-            import trackio
-        except ImportError as error:
-            raise ImportError(_missing("trackio", error)) from error
-        trackio.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config)
-        return (lambda row, step: trackio.log(row, step=step)), trackio.finish
-
-    def _open_wandb(self) -> tuple[_Send, _Finish]:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError(_missing("wandb", error)) from error
-        folder = str(self.out_dir) if self.out_dir is not None else None
-        run = wandb.init(project=_EXTERNAL_PROJECT, name=self.name, group=self.name, config=self._config, dir=folder)
-        return (lambda row, step: run.log(row, step=step)), run.finish
-
-
-def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file; a last line that a killed or still running process left unfinished is passed over."""
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                break
-            raise ValueError(f"{path}, line {number}: expected JSON, got {line[:80]!r}") from error
-    return rows
-
-
-def _append(path: Path, text: str) -> None:
-    # A lone surrogate has no UTF-8; backslashreplace writes it as \udXXX, which inside a JSON string is its own escape.
-    with open(path, "a", encoding="utf-8", newline="", errors="backslashreplace") as file:
-        file.write(text)
-
-
-def _append_csv(path: Path, row: Mapping[str, int | float]) -> None:
-    """Append a row; where it has a new column, rewrite the file with that column empty in the rows before."""
-    if path.exists() and path.stat().st_size:
-        with open(path, encoding="utf-8", newline="") as file:
-            columns = next(csv.reader(file))
-        new = [name for name in row if name not in columns]
-        if not new:
-            return _append(path, _csv_text(columns, [row], header=False))
-        rows: list[Mapping[str, Any]] = [*_read_csv(path)[1], row]
-        return write_atomically(path, _csv_text([*columns, *new], rows))
-    write_atomically(path, _csv_text(list(row), [row]))
-
-
-def _csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, header: bool = True) -> str:
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    if header:
-        writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
-def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    with open(path, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        return list(reader.fieldnames or []), list(reader)
 
 
 def _known(name: str) -> str:
@@ -414,7 +320,3 @@ def _count(name: str, value: Any) -> int:
 def _nearest(name: str, known: Any) -> str:
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-def _missing(package: str, error: ImportError) -> str:
-    return f"the {package} tracker could not be imported ({error}): run pip install 'lm-gym[track]'"

@@ -20,15 +20,13 @@ import yaml
 
 from lm_gym import tiny
 from lm_gym.agents.ppo import PPO, PPOConfig
-from lm_gym.cli import doctor, main, options
+from lm_gym.cli import main, options
 from lm_gym.cli import train as training
 from lm_gym.cli.errors import Interrupt, Refused
 from lm_gym.cli.listing import ENVIRONMENTS
 from lm_gym.cli.options import ProblemOptions, parse_train
-from lm_gym.held_out import split_prompts, spread
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.prompts import Prompt
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 SMALL = "--batch-size 8 --minibatch-size 8 --epochs 1 --max-new-tokens 6 --eval-texts 4 --threads 1".split()
 
@@ -292,32 +290,6 @@ def test_reward_model_that_raises_ends_the_run_with_its_last_checkpoint(
 # ---- evaluation prompts ----------------------------------------------------------------------------------------------
 
 
-def prompts_of(*texts: str) -> list[Prompt]:
-    return [Prompt(i, text, (1,)) for i, text in enumerate(texts)]
-
-
-def test_last_tenth_is_held_out_with_all_its_copies() -> None:
-    found = prompts_of(*(f"p{i}" for i in range(19)), "p18", "p3", "p19")
-    train_prompts, held_out = split_prompts(found, None)
-    assert [p.text for p in held_out] == ["p18", "p19"]
-    assert [p.text for p in train_prompts] == [*(f"p{i}" for i in range(18)), "p3"]
-
-
-def test_prompts_that_are_evaluated_on_are_not_trained_on() -> None:
-    train_prompts, held_out = split_prompts(prompts_of("a", "b", "c"), prompts_of("b", "z"))
-    assert [p.text for p in train_prompts] == ["a", "c"]
-    assert [p.text for p in held_out] == ["b", "z"]
-    same = prompts_of("a", "b")
-    assert split_prompts(same, same) == (same, same)  # nothing else to train on
-    assert split_prompts(prompts_of("a"), None)[0] == prompts_of("a")
-
-
-def test_spread_takes_equal_distances_or_repeats() -> None:
-    found = prompts_of(*"abcdefgh")
-    assert [p.text for p in spread(found, 4)] == list("aceg")
-    assert [p.text for p in spread(found[:2], 4)] == list("aabb")
-
-
 @pytest.mark.parametrize(
     ("prompts", "expected"),
     [
@@ -410,37 +382,6 @@ def test_ls_names_everything_that_is_registered(capsys: pytest.CaptureFixture[st
     text = capsys.readouterr().out
     assert all(f"\n{name}\n" in f"\n{text}" for name in ("environments", "agents", "rewards", "prompts", "models"))
     assert all(len(line.split(maxsplit=1)) == 2 for line in text.splitlines() if line.startswith("  "))
-
-
-def test_doctor_finds_this_installation_well(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor"]) == 0
-    text = capsys.readouterr().out
-    assert "nothing is broken" in text
-    assert "ok      tiny " in text
-    assert "ok      torch " in text
-
-
-def test_doctor_says_what_to_do(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    import importlib.metadata
-
-    real = importlib.metadata.version
-
-    def version(name: str) -> str:
-        if name == "datasets":
-            raise importlib.metadata.PackageNotFoundError(name)
-        return "0.9" if name == "gymnasium" else real(name)
-
-    def check_sick() -> Any:
-        raise RuntimeError("the check\nitself")
-
-    monkeypatch.setattr(importlib.metadata, "version", version)
-    monkeypatch.setattr(doctor, "CHECKS", (doctor.check_packages, check_sick))
-    assert main(["doctor"]) == 1
-    text = capsys.readouterr().out
-    assert "-> pip install 'datasets>=3.0'" in text
-    assert "-> pip install -U 'gymnasium>=1.1'" in text
-    assert "BROKEN  sick               RuntimeError: the check itself" in text
-    assert "3 broken" in text
 
 
 def test_help_needs_no_torch(tmp_path: Path) -> None:

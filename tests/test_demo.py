@@ -10,7 +10,7 @@ import yaml
 
 from lm_gym.cli import demo as demo_module
 from lm_gym.cli import main
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 SMALL = {"batch_size": 8, "minibatch_size": 8, "epochs": 1}
 

@@ -18,7 +18,7 @@ from lm_gym import tiny
 from lm_gym.agents import PPO
 from lm_gym.cli import main
 from lm_gym.env import LMAlignEnv
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 SMALL = {"batch_size": 16, "minibatch_size": 8, "epochs": 2, "learning_rate": 1e-2}
 

@@ -15,7 +15,7 @@ from lm_gym.agent_state import weights
 from lm_gym.agents import PPO, Reference
 from lm_gym.cli import main
 from lm_gym.guard import Guard, Watch, worse
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 SMALL = {"batch_size": 32, "minibatch_size": 16, "lr_schedule": "constant"}
 

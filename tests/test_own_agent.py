@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "own_agent.md").read_text()

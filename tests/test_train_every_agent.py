@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from lm_gym.cli import main
 from lm_gym.cli.options import agent_names, load_agent
-from lm_gym.tracking import METRICS, OPEN_FAMILIES, read_jsonl
+from lm_gym.run_files import read_jsonl
+from lm_gym.tracking import METRICS, OPEN_FAMILIES
 
 TOKENS = 1000
 SMALL = ["--batch-size", "32", "--max-new-tokens", "8", "--eval-texts", "4", "--threads", "1"]

@@ -20,7 +20,7 @@ from lm_gym.pipeline import STAGES, Pipeline, run_pipeline
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.stage import Workplace, digest
 from lm_gym.pipeline.stages import rl
-from lm_gym.tracking import read_jsonl
+from lm_gym.run_files import read_jsonl
 
 
 @pytest.fixture(scope="module")
