@@ -72,6 +72,7 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "lm-gym"
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     figure, panels = plt.subplots(2, len(NAMES), figsize=(12.5, 5.8), layout="constrained", sharex="col")
     for row, (what, label) in zip(panels, (("time", "CPU s an iteration"), ("memory", "peak MB beyond the models"))):
@@ -79,6 +80,11 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
             for tool, (colour, style) in STYLES.items():
                 points = curve(rows, axis, tool, what)
                 panel.loglog(*points, style, color=colour, ms=4, lw=1.4, label=f"{tool}: {exponent(points):.2f}")
+            panel.set_xticks(points[0], [EngFormatter(places=0, sep="")(x) for x in points[0]])
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+            panel.yaxis.set_minor_formatter(NullFormatter())
             panel.grid(which="major", alpha=0.25, lw=0.6)
             panel.legend(frameon=False, title="exponent", alignment="left")
             if what == "memory":
