@@ -11,10 +11,10 @@ from lm_gym.compare.rows import Problem, Row
 
 
 def check(out: Path) -> None:
-    """Refuses what :func:`write` would fail on, before hours of runs.
+    """Refuses what :func:`write` would fail on, before hours of runs, and makes the folder.
 
     Raises:
-        ValueError: another suffix than .pdf or .svg. ImportError: no matplotlib. FileNotFoundError: no such folder.
+        ValueError: another suffix than .pdf or .svg. ImportError: no matplotlib. OSError: the folder cannot be made.
     """
     from lm_gym.compare.figures import SUFFIXES
 
@@ -22,8 +22,7 @@ def check(out: Path) -> None:
         raise ValueError(
             f"--out: expected a name that ends in {' or '.join(SUFFIXES)} (vector figures), got {out.name!r}"
         )
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"--out: the folder {out.parent} is not there; make it first")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
@@ -39,7 +38,7 @@ def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
             file of that very name.
 
     Raises:
-        ValueError, ImportError, FileNotFoundError: as :func:`check` and :func:`lm_gym.compare.results.gather`.
+        ValueError, ImportError, OSError: as :func:`check` and :func:`lm_gym.compare.results.gather`.
     """
     out = Path(out)
     check(out)

@@ -231,9 +231,9 @@ def test_a_figure_without_numbers_is_not_left_from_before(tmp_path: Path) -> Non
 def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected a name that ends in \.pdf or \.svg .*got 'fig\.png'"):
         output.check(tmp_path / "fig.png")
-    with pytest.raises(FileNotFoundError, match="make it first"):
-        output.write(many(2, 1), PROBLEMS, tmp_path / "nowhere" / "fig.pdf")
     assert list(tmp_path.iterdir()) == []
+    output.check(tmp_path / "a" / "b" / "fig.pdf")
+    assert (tmp_path / "a" / "b").is_dir(), "a folder that is not there is made"
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
