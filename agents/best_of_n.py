@@ -27,6 +27,7 @@ import torch
 
 from lm_gym.agent import LMAgent, Update
 from lm_gym.agent_config import AgentConfig
+from lm_gym.agent_texts import records_of
 from lm_gym.decoding import Completion
 from lm_gym.evaluation import Drawn
 from lm_gym.prompts import Prompt
@@ -71,7 +72,7 @@ class BestOfN(LMAgent):
         """The best of n completions for each prompt, the first of equals; ``logprobs`` are the reference's."""
         if greedy:
             raise ValueError("best-of-n draws n texts a prompt: greedy would make them all the same")
-        n, records = self.config.n, self._records(prompts)
+        n, records = self.config.n, records_of(self.mdp, prompts)
         drawn = super().complete([p for p in records for _ in range(n)], max_new_tokens=max_new_tokens, seed=seed)
         self.drawn_tokens += sum(len(c.tokens) for c in drawn)
         asked = [c.prompt for c in drawn if c.prompt is not None]

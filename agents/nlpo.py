@@ -29,6 +29,7 @@ import torch
 
 from lm_gym.advantages import gae, whiten
 from lm_gym.agent import LMAgent
+from lm_gym.agent_texts import state_logits
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import GenerationParams, restrict, top_p_ids
 from lm_gym.models import CausalLM
@@ -134,23 +135,14 @@ class NLPO(LMAgent):
 
     def mask(self, language: Any) -> np.ndarray:
         """(S, V) bool, what may be chosen in every state of an exact language; for :mod:`lm_gym.exact`."""
-        logits = self._table(language, self.lagged)
+        logits = state_logits(self.lagged, language, self.mdp.temperature)
         keep = torch.zeros(logits.shape, dtype=torch.bool).scatter_(-1, top_p_ids(logits, self.config.top_p), True)
         return keep.numpy()
 
     def exact_policy(self, language: Any) -> np.ndarray:
-        logits = self._table(language, self.policy.lm)
-        allowed = top_p_ids(self._table(language, self.lagged), self.config.top_p)
+        logits = state_logits(self.policy.lm, language, self.mdp.temperature)
+        allowed = top_p_ids(state_logits(self.lagged, language, self.mdp.temperature), self.config.top_p)
         return torch.softmax(restrict(logits, allowed=allowed).double(), -1).numpy()
-
-    @torch.no_grad()
-    def _table(self, language: Any, lm: Any) -> torch.Tensor:
-        """(S, V) logits of every state."""
-        n_states = language.table().n_states
-        if lm.hidden_size != n_states:
-            raise ValueError(f"expected an agent on this language ({n_states} states), got one with {lm.hidden_size}")
-        logits: torch.Tensor = lm.head(torch.eye(n_states)) / self.mdp.temperature
-        return logits
 
     def copies(self) -> dict[str, CausalLM]:
         return {**super().copies(), "lagged": self.lagged}

@@ -14,6 +14,7 @@ from stable_baselines3.common.distributions import CategoricalDistribution
 from stable_baselines3.common.policies import BasePolicy
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from lm_gym.agent_texts import state_logits
 from lm_gym.cached_lm import CachedLM
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
@@ -175,13 +176,7 @@ class LMActorCriticPolicy(BasePolicy):
 
     def exact_policy(self, language: Any) -> np.ndarray:
         """(S, V) probabilities in every state of an exact language: what :func:`lm_gym.exact.evaluate` takes."""
-        lm, n_states = self.language_model.lm, language.table().n_states
-        if lm.hidden_size != n_states:
-            raise ValueError(
-                f"exact_policy expected a policy of this language ({n_states} states), got {lm.hidden_size}"
-            )
-        with torch.no_grad():
-            logits = lm.head(torch.eye(n_states, device=lm.device)) / self.mdp.temperature
+        logits = state_logits(self.language_model.lm, language, self.mdp.temperature)
         return torch.softmax(logits.double(), -1).cpu().numpy()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:

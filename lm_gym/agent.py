@@ -12,12 +12,12 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import agent_state, blame, checkpoints, collect, measures
+from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
 from lm_gym.adam import Adam32
 from lm_gym.agent_config import AgentConfig, make_config, plain_config
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
-from lm_gym.decoding import Completion, Engine, GenerationParams, restrict, top_k_ids
+from lm_gym.decoding import Completion, GenerationParams
 from lm_gym.engines import make_engine
 from lm_gym.evaluation import Drawn, measure
 from lm_gym.guard import Guard, Watch
@@ -26,12 +26,11 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
-from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.prompts import Prompt
 from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
-from lm_gym.values import critic_values, values_after
 
 Self = TypeVar("Self", bound="LMAgent")
 
@@ -127,57 +126,7 @@ class LMAgent:
 
     def collect(self) -> tuple[Rollout, dict[str, float]]:
         """Texts for one update, with rewards as the environment pays them, and what can be measured on them."""
-        started = time.perf_counter()
-        c, control = self.config, self.kl_control
-        mode = "reported" if control is None else control.reward_mode
-        normalize = getattr(c, "normalize_scores", 0)
-        if normalize and self.score_scale is None:
-            self.score_scale = collect.reference_scale(self.mdp, normalize, seed=c.seed + 2)
-        if self.wrappers:
-            grouped = self.prompts_for_update() if getattr(c, "group_size", None) else None
-            stepped = collect.step_texts(
-                self.env,
-                self.policy,
-                c.batch_size,
-                kl_mode=mode,
-                kl_coef=self.kl_coef,
-                generator=self.generator,
-                seed=self._reset_seed,
-                prompts=grouped,
-            )
-            self._reset_seed = None
-            completions, scored = stepped.completions, stepped.scored
-            decoded = time.perf_counter()
-            _, scored.ref_hidden = self.mdp.reference_pass(
-                [c.prompt_ids for c in completions], [c.tokens for c in completions], hidden=True
-            )
-        else:
-            completions = collect.batched_texts(
-                self.engine, self.prompts_for_update(), dataclasses.replace(self.generation_params, rows=c.rows)
-            )
-            decoded = time.perf_counter()
-            scored = self.mdp.score(
-                completions, kl_mode=mode, kl_coef=self.kl_coef, hidden=True, trainer_state=self.state
-            )
-        rollout = Rollout.from_completions(
-            completions, scored, pad_id=self.policy.lm.pad_id, min_new_tokens=self.mdp.min_new_tokens
-        )
-        blame.check_rollout(rollout)
-        metrics = self.describe(rollout)
-        if self.policy.critic is not None:
-            rollout.values = critic_values(self.policy, rollout)
-        if rollout.values is not None and "cut" in (rollout.finish_reasons or []):
-            rollout.bootstrap = values_after(self.policy, rollout)
-        if self.score_scale is not None:
-            rollout.rescale_scores(*self.score_scale)
-        if control is not None and control.ema is not None:
-            paid = control.repay(rollout)
-            metrics |= {key: metrics[key] + paid for key in ("objective/rlhf_reward", "objective/non_score_reward")}
-        metrics |= {f"reward/{k}": v for k, v in scored.metrics.items()}
-        metrics |= {"perf/decode_seconds": decoded - started, "perf/score_seconds": time.perf_counter() - decoded}
-        if scored.judge_seconds:
-            metrics["perf/judged_per_second"] = len(rollout) / scored.judge_seconds
-        return rollout, metrics
+        return agent_texts.rollout_for_update(self)
 
     @property
     def state(self) -> dict[str, Any]:
@@ -323,41 +272,13 @@ class LMAgent:
         self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> tuple[Any, None]:
         """(action, None) for ``tokens`` observations, single or batched; Stable-Baselines3's signature."""
-        if self._actor is None:
-            self._actor = CachedLM(self.policy.lm, temperature=self.mdp.temperature, seed=self.config.seed)
-        stepper, mask, ids = self.base.stepper, None, None
-        if self.mdp.top_k is not None or self.mdp.min_new_tokens:  # what may be chosen depends on the text so far
-            if not np.array_equal(np.atleast_2d(observation["input_ids"]), stepper.input_ids):
-                raise ValueError(
-                    "predict expected the current observation of the agent's own environment, got another one: top_k "
-                    "and min_new_tokens restrict the choice by its state; load the agent on the environment to step"
-                )
-            mask, ids = stepper.action_masks(), stepper.choice_ids()
-        single = np.asarray(observation["input_ids"]).ndim == 1
-        actions, _, _ = self._actor.act(observation, action_mask=mask, action_tokens=ids, deterministic=deterministic)
-        return (int(actions) if single else actions), None
+        return agent_texts.predict(self, observation, deterministic), None
 
     def complete(
         self, prompts: Any, *, greedy: bool = False, max_new_tokens: int | None = None, seed: int = 0
     ) -> list[Completion]:
         """A completion for each prompt (texts, records, or any prompt source), with log-probs; for :meth:`score`."""
-        records = self._records(prompts)
-        engine = Engine(self.policy.lm, guide=self.engine.guide, keep_hidden=True, seed=seed)
-        params = dataclasses.replace(self.generation_params, greedy=greedy, rows=256)
-        if max_new_tokens is not None:
-            params = dataclasses.replace(params, max_new_tokens=max_new_tokens)
-        completions = engine.generate([p.token_ids for p in records], params)
-        for completion, record in zip(completions, records, strict=True):
-            completion.prompt = record
-        return completions
-
-    def _records(self, prompts: Any) -> list[Prompt]:
-        if isinstance(prompts, (list, tuple)) and prompts and all(isinstance(p, Prompt) for p in prompts):
-            return list(prompts)
-        if isinstance(prompts, str) and not prompts.startswith("tiny:") and not Path(prompts).exists():
-            prompts = [prompts]
-        room = self.mdp.reference.max_positions - self.mdp.max_new_tokens
-        return load_prompts(prompts, self.mdp.reference.tokenizer, max_tokens=room)
+        return agent_texts.complete(self, prompts, greedy=greedy, max_new_tokens=max_new_tokens, seed=seed)
 
     def generate(
         self, prompts: Any, *, greedy: bool = False, max_new_tokens: int | None = None, seed: int = 0
@@ -375,7 +296,7 @@ class LMAgent:
         Returns:
             the metrics of :meth:`describe`, ``objective/scores_sem`` (standard error), ``objective/j`` = E[R] − β·KL.
         """
-        records = self.mdp.prompts if prompts is None else self._records(prompts)
+        records = self.mdp.prompts if prompts is None else agent_texts.records_of(self.mdp, prompts)
         if prompts is None:  # spread over all of them
             order = np.random.default_rng(seed).permutation(len(records))
             records = [records[i] for i in order]
@@ -388,18 +309,7 @@ class LMAgent:
 
     def exact_policy(self, language: Any) -> np.ndarray:
         """(S, V) probabilities in every state of an exact language: what :func:`lm_gym.exact.evaluate` takes."""
-        lm, n_states = self.policy.lm, language.table().n_states
-        if lm.hidden_size != n_states:
-            raise ValueError(
-                f"exact_policy expected an agent on this language ({n_states} states), got {lm.hidden_size}"
-            )
-        with torch.no_grad():
-            eye = torch.eye(n_states)
-            allowed = None
-            if self.mdp.top_k:
-                allowed = top_k_ids(self.mdp.reference.head(eye), self.mdp.top_k, lm.eos_ids)
-            logits = restrict(lm.head(eye) / self.mdp.temperature, allowed=allowed)
-            return torch.softmax(logits.double(), -1).numpy()
+        return agent_texts.exact_policy(self, language)
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lm_gym import agent_state
+from lm_gym.agent_texts import records_of
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
@@ -75,7 +76,7 @@ class Watch:
         if not agent.trains:
             raise ValueError(f"guard expected an agent that trains, and {agent.name} has nothing to take back")
         self.agent, self.guard = agent, guard
-        records = agent.mdp.prompts if guard.prompts is None else agent._records(guard.prompts)
+        records = agent.mdp.prompts if guard.prompts is None else records_of(agent.mdp, guard.prompts)
         self.prompts = [records[i * len(records) // guard.n] for i in range(guard.n)]
         ids = repr([p.token_ids for p in self.prompts])
         self.fingerprint = hashlib.sha256(ids.encode()).hexdigest()[:16]
