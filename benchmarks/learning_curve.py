@@ -14,7 +14,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +32,33 @@ WAYS: dict[str, dict[str, Any]] = {
 FIXED = {"batch_size": 32, "minibatch_size": 8, "epochs": 4, "learning_rate": 3e-4, "lr_schedule": "constant"}
 
 
-def curve(folder: Path, meta: dict[str, Any], way: str, seed: int) -> dict[str, Any]:
-    """Mean reward and KL of every update's texts, and the CPU seconds of all."""
+@contextmanager
+def as_plain() -> Iterator[None]:
+    """The modules of transformers over padded texts, and torch's own log-softmax and gather."""
     from lm_gym import flat_trunk, forward, policy_gradient
 
     known, chosen = flat_trunk.is_known, policy_gradient.chosen_logprobs
-    if way == "plain":
-        flat_trunk.is_known = lambda base: False
-        policy_gradient.chosen_logprobs = lambda z, a: forward.token_logprobs(z.log_softmax(-1), a)
+    flat_trunk.is_known = lambda base: False
+    policy_gradient.chosen_logprobs = lambda z, a: forward.token_logprobs(z.log_softmax(-1), a)
     try:
+        yield
+    finally:
+        flat_trunk.is_known, policy_gradient.chosen_logprobs = known, chosen
+
+
+def curve(folder: Path, meta: dict[str, Any], way: str, seed: int) -> dict[str, Any]:
+    """Mean reward and KL of every update's texts, and the CPU seconds of all."""
+    seen: list[tuple[float, float, float]] = []
+
+    def look(agent: Any, metrics: dict[str, float]) -> bool:
+        seen.append(tuple(metrics[k] for k in ("objective/scores", "objective/kl", "val/first_ratio_error")))
+        return len(seen) < UPDATES
+
+    with as_plain() if way == "plain" else nullcontext():
         agent = lexicon_agent(folder, meta, "ppo", {**FIXED, **WAYS[way]}, seed)
-        seen: list[tuple[float, float, float]] = []
-
-        def look(agent: Any, metrics: dict[str, float]) -> bool:
-            seen.append(tuple(metrics[k] for k in ("objective/scores", "objective/kl", "val/first_ratio_error")))
-            return len(seen) < UPDATES
-
         started = time.process_time()
         agent.learn(10**9, callback=look)
         cpu = time.process_time() - started
-    finally:
-        flat_trunk.is_known, policy_gradient.chosen_logprobs = known, chosen
     rewards, kls, errors = zip(*seen)
     return {"way": way, "seed": seed, "reward": rewards, "kl": kls, "ratio_error": max(errors), "cpu": cpu}
 
