@@ -1,10 +1,11 @@
 """Whether what makes the update fast changes what is learned: reward over 30 updates of PPO on the lexicon task.
 
-    python benchmarks/learning_curve.py                     # four ways, 5 seeds each; goes on where it was stopped
+    python benchmarks/learning_curve.py                     # five ways, 5 seeds each; goes on where it was stopped
     python benchmarks/learning_curve.py --figure docs/img/learning_curve.svg
 
 "plain" runs the modules of transformers over padded texts and torch's own log-softmax; "default" is what users get;
-the other two are options. Batches of 32 texts of 32 tokens, 4 passes of 4 minibatches, GPT-2 of 4x128, as in race.py.
+the others are options. Batches of 32 texts of 32 tokens, 4 passes of 4 minibatches, step size 3e-4, GPT-2 of 4x128, as
+in race.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "default": {},
     "bfloat16": {"autocast": "bfloat16"},
     "2 of 4 layers frozen": {"frozen_layers": 2},
+    "2 of 4 layers frozen, 1e-3": {"frozen_layers": 2, "learning_rate": 1e-3},
 }
 FIXED = {"batch_size": 32, "minibatch_size": 8, "epochs": 4, "learning_rate": 3e-4, "lr_schedule": "constant"}
 
@@ -91,7 +93,7 @@ def figure(rows: Sequence[dict[str, Any]], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")[1]
-    for way, style in zip(WAYS, ("-", "--", ":", "-.")):
+    for way, style in zip(WAYS, ("-", "--", ":", "-.", (0, (1, 3)))):
         x = np.array([r["reward"] for r in rows if r["way"] == way])
         mean, spread, steps = x.mean(0), x.std(0, ddof=1), np.arange(1, UPDATES + 1)
         [line] = axes.plot(steps, mean, style, label=f"{way} ({len(x)} seeds)")
