@@ -28,7 +28,6 @@ reference never writes, it does not learn.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -139,6 +138,7 @@ class DPO(LMAgent):
     name: ClassVar[str] = "dpo"
     extra_groups: ClassVar[tuple[str, ...]] = ("examples",)
     config: DPOConfig
+    example_source: ExampleSource
 
     def __init__(self, env: Any, **config: Any) -> None:
         given = config.pop("pairs", None)
@@ -149,8 +149,8 @@ class DPO(LMAgent):
             raise ValueError(f"n_pairs expected 0 or at least a batch of {c.batch_size // 2}, got {c.n_pairs}")
         if given is not None and (c.n_pairs or c.labels != "probability"):
             raise ValueError("n_pairs and labels are of drawn pairs, which pairs=None asks for; got pairs too")
-        self.source = ExampleSource(self, given, read=read_pairs, draw=self.draw, fixed=c.n_pairs)
-        c.pairs = self.source.name
+        self.example_source = ExampleSource(self, given, read=read_pairs, draw=self.draw, fixed=c.n_pairs)
+        c.pairs = self.example_source.name
 
     def draw(self, n: int) -> Batch:
         """n pairs of the reference's texts, labelled by the environment's reward."""
@@ -162,21 +162,9 @@ class DPO(LMAgent):
 
     def one_update(self) -> Update:
         started = time.perf_counter()
-        batch = self.source.next(self.config.batch_size // 2)
+        batch = self.example_source.next(self.config.batch_size // 2)
         before = time.perf_counter()
         metrics = fit_pairs(self, batch)
         metrics["length/mean"] = float(batch.texts.lengths.float().mean())
         metrics |= {"perf/data_seconds": before - started, "perf/update_seconds": time.perf_counter() - before}
         return Update(metrics, int(batch.texts.lengths.sum()), len(batch.texts), judged.samples(batch, self.mdp))
-
-    def extra_state(self) -> dict[str, Any]:
-        return self.source.state()
-
-    def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self.source.tensors()
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self._saved = state
-
-    def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        self.source.load(self._saved, groups)

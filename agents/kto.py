@@ -27,7 +27,6 @@ theirs. Four times the step brings that below .005 (agents: regret .158, .149 to
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -91,6 +90,7 @@ class KTO(LMAgent):
     step_scale: ClassVar[float] = 2.0
     extra_groups: ClassVar[tuple[str, ...]] = ("examples",)
     config: KTOConfig
+    example_source: ExampleSource
 
     def __init__(self, env: Any, **config: Any) -> None:
         given = config.pop("feedback", None)
@@ -113,8 +113,8 @@ class KTO(LMAgent):
                 "texts_per_prompt expected at least 2, batch_size a multiple of it, n_texts 0 or a multiple of at "
                 f"least batch_size, got {k}, {c.batch_size} and {c.n_texts}"
             )
-        self.source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
-        c.feedback = self.source.name
+        self.example_source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
+        c.feedback = self.example_source.name
 
     def draw(self, n: int) -> Batch:
         """n texts of the reference, some of each prompt, labelled by how they compare with each other."""
@@ -146,7 +146,7 @@ class KTO(LMAgent):
     def one_update(self) -> Update:
         started = time.perf_counter()
         c, beta = self.config, self.kl_coef
-        batch = self.source.next(c.batch_size)
+        batch = self.example_source.next(c.batch_size)
         before = time.perf_counter()
         z0 = self.reference_point(batch)
 
@@ -160,18 +160,6 @@ class KTO(LMAgent):
         metrics |= feedback_metrics(logps[:, 0], batch.ref_logprobs[:, 0], batch.labels, beta)
         metrics |= {"perf/data_seconds": before - started, "perf/update_seconds": time.perf_counter() - before}
         return Update(metrics, int(batch.texts.lengths.sum()), len(batch.texts), judged.samples(batch, self.mdp))
-
-    def extra_state(self) -> dict[str, Any]:
-        return self.source.state()
-
-    def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        return self.source.tensors()
-
-    def load_extra_state(self, state: Mapping[str, Any]) -> None:
-        self._saved = state
-
-    def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        self.source.load(self._saved, groups)
 
 
 def feedback_metrics(logps: torch.Tensor, ref_logps: torch.Tensor, good: torch.Tensor, beta: float) -> dict[str, float]:

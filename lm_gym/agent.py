@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +31,9 @@ from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_rewar
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
+
+if TYPE_CHECKING:
+    from lm_gym.example_source import ExampleSource
 
 Self = TypeVar("Self", bound="LMAgent")
 
@@ -96,6 +99,8 @@ class LMAgent:
         """What the schedule's step size is multiplied with: halved where the guard takes the policy back."""
         self.last: Update | None = None
         """The newest update."""
+        self.example_source: ExampleSource | None = None
+        """Of agents that learn from examples, where these come from."""
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
@@ -320,10 +325,12 @@ class LMAgent:
 
     def extra_state(self) -> dict[str, Any]:
         """What an algorithm adds to ``state.json``."""
-        return {}
+        return {} if self.example_source is None else self.example_source.state()
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Take back what :meth:`extra_state` gave."""
+        if self.example_source is not None:
+            self.example_source.saved_state = state
 
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint: what is trained, the optimizer, every random state, counters. No pickle."""
@@ -331,10 +338,12 @@ class LMAgent:
 
     def extra_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Groups of tensors that an algorithm adds to its checkpoint."""
-        return {}
+        return {} if self.example_source is None else self.example_source.tensors()
 
     def load_extra_tensors(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take back what :meth:`extra_tensors` gave."""
+        """Take back what :meth:`extra_tensors` gave; called after :meth:`load_extra_state`."""
+        if self.example_source is not None:
+            self.example_source.load(groups)
 
     @classmethod
     def load(cls: type[Self], folder: str | Path, env: Any, **overrides: Any) -> Self:

@@ -49,6 +49,8 @@ class ExampleSource:
         self.examples: Examples | None = None
         self.name: str | None = None
         """What the config says of them."""
+        self.saved_state: Mapping[str, Any] = {}
+        """:meth:`state` of a checkpoint that :meth:`load` takes back."""
         if isinstance(given, str) and given.startswith(LIVE):
             self.name = given
         elif given is not None:
@@ -84,9 +86,9 @@ class ExampleSource:
             return {}
         return {"examples": self.examples.tensors(whole=self.name is None)}
 
-    def load(self, state: Mapping[str, Any], groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-        """Take back what :meth:`state` and :meth:`tensors` gave."""
-        saved = groups.get("examples")
+    def load(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Take back what :meth:`tensors` gave, with ``saved_state``."""
+        saved, state = groups.get("examples"), self.saved_state
         if saved is None or (self.examples is None and self.name is not None):
             return
         if self.examples is None:

@@ -51,7 +51,7 @@ def test_metrics_by_hand() -> None:
 def test_the_reference_point_by_hand() -> None:
     """The mean log-ratio of every prompt with the text before it, with transformers' own logits; at least 0."""
     agent = KTO(small_env(), feedback=FEEDBACK, batch_size=6, micro_batch_size=4)
-    batch = agent.source.next(6)
+    batch = agent.example_source.next(6)
     prompts, texts = batch.texts.token_lists()
     assert agent.reference_point(batch) == pytest.approx(0.0, abs=1e-5)
 
@@ -94,7 +94,7 @@ def test_the_first_update_by_hand() -> None:
     agent = KTO(gym.make("LMAlignExact-v0"), batch_size=16, max_grad_norm=1e9)
     language, drawn, found = agent.base.language, [], []
     draw = agent.draw
-    agent.source._draw = lambda n: drawn.append(draw(n)) or drawn[-1]
+    agent.example_source._draw = lambda n: drawn.append(draw(n)) or drawn[-1]
     agent.optimizer.step = lambda: found.append(agent.policy.lm.logits.grad.T.double().numpy().copy())
     [log] = exact_runs.learn(agent, 1)
     probs = exact.reference_policy(language)
