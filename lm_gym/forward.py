@@ -6,7 +6,7 @@ state before response token t stands at column P + t − 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,15 +50,8 @@ def response_hidden(
 class HasStates(Protocol):
     """What gives hidden states: :meth:`CausalLM.states`; a critic has them too."""
 
-    def states(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        wanted: torch.Tensor,
-        *,
-        prompt_width: int = 0,
-        below: Below | None = None,
-    ) -> torch.Tensor: ...
+    @property
+    def states(self) -> Callable[..., torch.Tensor]: ...
 
 
 def response_states(

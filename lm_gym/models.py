@@ -202,15 +202,9 @@ class TransformersLM(CausalLM):
         return base_trunk(self._base(), input_ids, attention_mask)
 
     def states(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        wanted: torch.Tensor,
-        *,
-        prompt_width: int = 0,
-        below: Below | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, wanted: torch.Tensor, **how: Any
     ) -> torch.Tensor:
-        return base_states(self._base(), input_ids, attention_mask, wanted, prompt_width=prompt_width, below=below)
+        return base_states(self._base(), input_ids, attention_mask, wanted, **how)
 
     @torch.no_grad()
     def lower_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, blocks: int) -> Below | None:
