@@ -9,26 +9,22 @@ import numpy as np
 
 from lm_gym.reward_models.parts import (
     Combination,
+    Parts,
     fingerprint_of,
-    load_parts_state,
     log_part,
     named_parts,
     nones,
     numbers_for,
-    parts_state,
-    update_parts,
 )
 from lm_gym.rewards import (
     RewardModelError,
     ScoreResult,
     Text,
-    prepare_reward_model,
-    reward_model_hash,
     score_texts,
 )
 
 
-class JudgeByColumn:
+class JudgeByColumn(Parts):
     """The judge that the completion's prompt names in a column; each judge is asked about its own rows, in one call.
 
     Range: that of the judges, which should be on one scale: β is the same for all.
@@ -44,11 +40,11 @@ class JudgeByColumn:
     def __init__(self, column: str, judges: Mapping[str, Any]) -> None:
         if not isinstance(judges, Mapping):
             raise TypeError(f"judge-by-column: judges are {judges!r}; expected reward models by value of {column!r}")
-        self.column, self.judges = column, named_parts(judges, "judge-by-column")
+        self.column, self.parts = column, named_parts(judges, "judge-by-column")
 
     @property
     def name(self) -> str:
-        return f"judge-by-column({self.column}: {', '.join(self.judges)})"
+        return f"judge-by-column({self.column}: {', '.join(self.parts)})"
 
     __name__ = name  # TRL logs rewards/<__name__>
 
@@ -62,9 +58,9 @@ class JudgeByColumn:
         log_metric: Callable[[str, float], None] = lambda name, value: None,
         **columns: Any,
     ) -> list[float | None]:
-        chosen = choices(columns, self.column, self.judges)
+        chosen = choices(columns, self.column, self.parts)
         scores = np.full(len(completions), np.nan)
-        for value, judge in self.judges.items():
+        for value, judge in self.parts.items():
             rows = [row for row, choice in enumerate(chosen) if choice == value]
             if not rows:
                 continue
@@ -81,24 +77,8 @@ class JudgeByColumn:
             log_part(value, _spread(result, rows, len(completions)), log_extra, log_metric)
         return nones(scores)
 
-    def prepare(self, mdp: Any) -> None:
-        """Hand the problem on to the judges, before training."""
-        for judge in self.judges.values():
-            prepare_reward_model(judge, mdp)
-
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """Hand a rollout's metrics on to the judges, as a :class:`Combination` does."""
-        update_parts(self.judges, metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return parts_state(self.judges)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_parts_state(self.judges, state)
-
     def fingerprint(self) -> str:
-        hashes = {value: reward_model_hash(judge) for value, judge in self.judges.items()}
-        return fingerprint_of("judge-by-column", self.column, hashes)
+        return fingerprint_of("judge-by-column", self.column, self.hashes())
 
 
 class WeightsByColumn(Combination):

@@ -30,7 +30,41 @@ PREFIX = "reward/"
 """What agents put before the name of a metric that a reward model logs."""
 
 
-class Combination:
+class Parts:
+    """Reward models within one, by name: what agents tell it, and what a checkpoint keeps of it, is handed on."""
+
+    parts: dict[str, Any]
+
+    def prepare(self, mdp: Any) -> None:
+        """Hand the problem on to the parts, before training."""
+        for part in self.parts.values():
+            prepare_reward_model(part, mdp)
+
+    def update(self, metrics: Mapping[str, float]) -> None:
+        """Hand a rollout's metrics on to the parts, each its own names: `reward/<part>/x` is its `reward/x`."""
+        update_parts(self.parts, metrics)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the parts that have one, by name."""
+        states = {name: reward_state(part) for name, part in self.parts.items()}
+        return {name: state for name, state in states.items() if state is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Give every part what :meth:`state_dict` said of it."""
+        unknown = [name for name in state if name not in self.parts]
+        if unknown:
+            raise ValueError(
+                f"the checkpoint holds state of {unknown[0]!r}, which is no part; the parts are {', '.join(self.parts)}"
+            )
+        for name, part in self.parts.items():
+            load_reward_state(part, state.get(name))
+
+    def hashes(self) -> dict[str, str]:
+        """The hash of every part, by name."""
+        return {name: reward_model_hash(part) for name, part in self.parts.items()}
+
+
+class Combination(Parts):
     """Several reward models as one: subclasses say in `combined` how the scores of the parts become one score.
 
     A part may say None of a completion: it does not apply to it. Where no part applies, the combination is an error.
@@ -97,24 +131,8 @@ class Combination:
         self.log(log_extra, log_metric, scores)
         return [float(score) for score in self.combined(scores, columns)]
 
-    def prepare(self, mdp: Any) -> None:
-        """Hand the problem on to the parts, before training."""
-        for part in self.parts.values():
-            prepare_reward_model(part, mdp)
-
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """Hand a rollout's metrics on to the parts, each its own names: `reward/<part>/x` is its `reward/x`."""
-        update_parts(self.parts, metrics)
-
-    def state_dict(self) -> dict[str, Any]:
-        return parts_state(self.parts)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        load_parts_state(self.parts, state)
-
     def fingerprint(self) -> str:
-        hashes = {name: reward_model_hash(part) for name, part in self.parts.items()}
-        return fingerprint_of(self.kind, hashes, self.settings())
+        return fingerprint_of(self.kind, self.hashes(), self.settings())
 
 
 def named_parts(parts: Mapping[str, Any] | Sequence[Any], kind: str, *, at_least: int = 1) -> dict[str, Any]:
@@ -180,22 +198,6 @@ def update_parts(parts: Mapping[str, Any], metrics: Mapping[str, float]) -> None
         seen = {key: value for key, value in metrics.items() if not key.startswith(PREFIX)}
         seen |= {PREFIX + key.removeprefix(own): value for key, value in metrics.items() if key.startswith(own)}
         update_reward_model(part, seen)
-
-
-def parts_state(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of the parts that have one, by name."""
-    states = {name: reward_state(part) for name, part in parts.items()}
-    return {name: state for name, state in states.items() if state is not None}
-
-
-def load_parts_state(parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    unknown = [name for name in states if name not in parts]
-    if unknown:
-        raise ValueError(
-            f"the checkpoint holds state of {unknown[0]!r}, which is no part; the parts are {', '.join(parts)}"
-        )
-    for name, part in parts.items():
-        load_reward_state(part, states.get(name))
 
 
 def fingerprint_of(*parts: Any) -> str:

@@ -61,6 +61,19 @@ def ask(reward_model: Any, completions: Sequence[Any] = ("a", "b"), *, ids: Any 
     )
 
 
+def score(reward_model: Any, completions: Sequence[str] = ("one", "two two"), **options: Any) -> ScoreResult:
+    """One call whose prompts and token ids tell the completions apart, where `options` do not give them."""
+    size = len(completions)
+    options.setdefault("prompts", [f"prompt {row}" for row in range(size)])
+    options.setdefault("completion_ids", [[row, row + 1] for row in range(size)])
+    return score_texts(reward_model, completions=list(completions), **options)
+
+
+def by_length(completions: Sequence[str]) -> list[float]:
+    """A reward model: characters."""
+    return [float(len(text)) for text in completions]
+
+
 def logged(metrics: dict[str, float]) -> dict[str, float]:
     """A call's metrics as an agent logs them, with those of other origin beside."""
     return {"objective/kl": 2.0, "reward/own": 100.0} | {f"reward/{name}": value for name, value in metrics.items()}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from judges import by_length, score
 
 from lm_gym.reward_specs import GROUP, PREFIXES
 from lm_gym.rewards import (
@@ -19,19 +20,7 @@ from lm_gym.rewards import (
     reward_model_hash,
     reward_model_name,
     reward_model_names,
-    score_texts,
 )
-
-
-def score(reward_model, completions=("one", "two two"), **options):
-    size = len(completions)
-    options.setdefault("prompts", [f"prompt {row}" for row in range(size)])
-    options.setdefault("completion_ids", [[row, row + 1] for row in range(size)])
-    return score_texts(reward_model, completions=list(completions), **options)
-
-
-def by_length(completions):
-    return [float(len(text)) for text in completions]
 
 
 async def slow_length(completions):
@@ -58,8 +47,7 @@ def test_a_name_of_another_package(monkeypatch):
 
     import lm_gym.reward_specs as specs
 
-    theirs = EntryPoint("theirs", f"{__name__}:by_length", specs.GROUP)
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[by_length.__module__])
+    theirs = EntryPoint("theirs", "judges:by_length", specs.GROUP)
     monkeypatch.setattr(specs, "entry_points", lambda group: [theirs])
     assert score(load_reward_model("theirs")).scores.tolist() == [3, 7]
 

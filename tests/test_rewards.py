@@ -7,24 +7,13 @@ import threading
 import numpy as np
 import pytest
 import torch
+from judges import by_length, score
 
 from lm_gym.rewards import (
     RewardModelError,
     load_reward_model,
     score_texts,
 )
-
-
-def score(reward_model, completions=("one", "two two"), **options):
-    size = len(completions)
-    options.setdefault("prompts", [f"prompt {row}" for row in range(size)])
-    options.setdefault("completion_ids", [[row, row + 1] for row in range(size)])
-    return score_texts(reward_model, completions=list(completions), **options)
-
-
-def by_length(completions):
-    return [float(len(text)) for text in completions]
-
 
 # What is passed.
 

@@ -141,7 +141,7 @@ def test_judges_keep_their_state_and_their_hash():
     load_reward_state(judge, state)
     assert learns.offset == 1.5
     assert reward_model_name(judge) == "judge-by-column(user: ann, bob)"
-    assert reward_model_hash(judge) != reward_model_hash(JudgeByColumn("group", judge.judges))
+    assert reward_model_hash(judge) != reward_model_hash(JudgeByColumn("group", judge.parts))
 
 
 def test_a_judge_by_column_alone_must_answer():
