@@ -26,12 +26,22 @@ from pathlib import Path
 from typing import Any
 
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
-AIM, FRESH, MOST = 0.6, 256, 60_000
+AIM, FRESH = 0.6, 256
 SMALL = {"batch_size": 16, "minibatch_size": 4, "learning_rate": 1e-3, "lr_schedule": "constant"}
+PAIRS = {"batch_size": 16, "learning_rate": 1e-3, "lr_schedule": "constant"}
 BEST: dict[str, dict[str, Any]] = {
     "ppo": SMALL,
+    "nlpo": SMALL,
+    "a2c": SMALL,
+    "reinforce": SMALL,
+    "raft": SMALL,
     "grpo": {**SMALL, "epochs": 4},
+    "dr-grpo": {**SMALL, "epochs": 4},
     "reinforce++": {**SMALL, "epochs": 4},
+    "rloo": {**SMALL, "epochs": 4, "clip_range": 0.2},
+    "online-dpo": PAIRS,
+    "dpo": PAIRS,
+    "kto": PAIRS,
 }
 """Configurations for this task, beside the defaults: few texts an update and many steps on them, as the aim is near."""
 
@@ -74,8 +84,10 @@ def lexicon_agent(folder: Path, meta: Mapping[str, Any], name: str, config: Mapp
     return load_agent(name)(gym.make("LMAlign-v0", mdp=mdp), seed=seed, **config)
 
 
-def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """Train one agent until it has arrived, or ``MOST`` tokens."""
+def race(
+    folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, Any], seed: int, most: int
+) -> dict[str, Any]:
+    """Train one agent until it has arrived, or for ``most`` tokens."""
     import numpy as np
 
     from lm_gym.decoding import Engine
@@ -95,7 +107,7 @@ def race(folder: Path, meta: Mapping[str, Any], name: str, config: Mapping[str, 
         aside += time.process_time() - began
         return not (len(measured) > 1 and min(measured[-2:]) >= AIM)
 
-    agent.learn(MOST, callback=look)
+    agent.learn(most, callback=look)
     arrived = len(measured) > 1 and min(measured[-2:]) >= AIM
     return {
         "agent": name,
@@ -146,6 +158,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="fields of every agent's configuration, key=value")
     parser.add_argument("--trl", nargs="*", default=[], help="algorithm:learning rate, such as grpo:1e-3")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--most", type=int, default=60_000, help="tokens after which an agent has not arrived")
     parser.add_argument("--assets", type=Path, default=Path(tempfile.gettempdir()) / "lm_gym_race")
     args = parser.parse_args()
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
@@ -156,7 +169,7 @@ def main() -> None:
             rows.append(trl(args.assets, algo, rate, seed))
             print(rows[-1], flush=True)
         for name in args.agents:
-            rows.append(race(args.assets, meta, name, BEST.get(name, {}) | given, seed))
+            rows.append(race(args.assets, meta, name, BEST.get(name, {}) | given, seed, args.most))
             print(rows[-1], flush=True)
     show(rows)
 

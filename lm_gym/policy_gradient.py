@@ -82,7 +82,9 @@ class Minibatch:
         self.mask = self.part.response_mask
         self.text = self.mask.nonzero()[:, 0].to(self.device)
         part = self.part
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=agent.config.autocast is not None):
+        config = agent.config
+        assert isinstance(config, PolicyGradientConfig)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast is not None):
             self.hidden, self.values = agent.policy.at_tokens(
                 part.input_ids, part.attention_mask, self.mask, part.below
             )
