@@ -39,7 +39,7 @@ KL_ROUNDING = 1e-3
 """Nats: what float32 makes of a KL of 0 over a vocabulary of 150,000 stays below 1e-4."""
 KIND = "blame"
 FIELDS = ("logprobs", "ref_logprobs", "values", "rewards")
-HIDDEN = ("hidden", "ref_hidden")
+HIDDEN = ("hidden", "ref_hidden", "below")
 """Kept for the text at fault alone: they are most of a batch's bytes, and a replay makes them again."""
 
 
