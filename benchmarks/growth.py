@@ -1,7 +1,7 @@
 """How do time and memory of one PPO iteration grow? CPU seconds and peak memory beside a floor, along four axes: length
 of texts, texts in a batch, vocabulary, size of the model.
 
-    python benchmarks/growth.py                 # measures what docs/results/growth.jsonl lacks; draws; about 10 minutes
+    python benchmarks/growth.py                 # measures what docs/results/growth.jsonl lacks; draws; 5 CPU minutes
     python benchmarks/growth.py --draw          # only the figure and the tables, from what was measured
     python benchmarks/growth.py --quick         # two tiny points an axis, into a temporary folder
 
