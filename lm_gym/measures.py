@@ -9,7 +9,7 @@ import torch
 
 from lm_gym import blame, kl
 from lm_gym.advantages import group_std
-from lm_gym.mdp import HEAD_NUMBERS, AlignmentMDP
+from lm_gym.mdp import AlignmentMDP, head_rows
 from lm_gym.models import CausalLM
 from lm_gym.rollout import Rollout
 
@@ -24,7 +24,7 @@ def distributions(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> tuple[to
     ref, mask = mdp.reference, rollout.response_mask
     kls, entropies = torch.zeros(mask.shape), torch.zeros(mask.shape)
     rows, cols = mask.nonzero(as_tuple=True)
-    for at in torch.arange(len(rows)).split(max(1, HEAD_NUMBERS // lm.vocab_size)):
+    for at in torch.arange(len(rows)).split(head_rows(lm.vocab_size)):
         b, t = rows[at], cols[at]
         allowed = None if rollout.allowed is None else rollout.allowed[b, t]
         no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t]
