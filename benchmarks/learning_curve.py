@@ -96,10 +96,10 @@ def figure(rows: Sequence[dict[str, Any]], out: Path) -> None:
     for way, style in zip(WAYS, ("-", "--", ":", "-.", (0, (1, 3)))):
         x = np.array([r["reward"] for r in rows if r["way"] == way])
         mean, spread, steps = x.mean(0), x.std(0, ddof=1), np.arange(1, UPDATES + 1)
-        [line] = axes.plot(steps, mean, style, label=f"{way} ({len(x)} seeds)")
+        [line] = axes.plot(steps, mean, linestyle=style, label=f"{way} ({len(x)} seeds)")
         axes.fill_between(steps, mean - spread, mean + spread, alpha=0.12, color=line.get_color(), linewidth=0)
     axes.set(xlabel="updates of 1,024 tokens", ylabel="mean reward of an update's texts", xlim=(1, UPDATES))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 0.42))
     plt.savefig(out, metadata={"Date": None})
 
 
