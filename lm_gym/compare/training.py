@@ -103,6 +103,6 @@ def _examples(agent: Any) -> int:
     """Demonstrations, pairs or labelled texts that were trained on, each counted once."""
     if agent.name not in TEXTS_AN_EXAMPLE:
         return 0
-    kept = agent.data if isinstance(agent, SFT) else agent.source.examples
+    kept = agent.data if isinstance(agent, SFT) else agent.example_source.examples
     seen = int(agent.episodes // TEXTS_AN_EXAMPLE[agent.name])
     return seen if kept is None else min(seen, len(kept))
