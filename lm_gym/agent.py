@@ -21,6 +21,7 @@ from lm_gym.decoding import Completion, GenerationParams
 from lm_gym.engines import make_engine
 from lm_gym.evaluation import Drawn, measure
 from lm_gym.guard import Guard, Watch
+from lm_gym.host_memory import keep_freed_memory
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
@@ -191,6 +192,7 @@ class LMAgent:
             raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
         if resume:
             agent_state.check_resume(self, guard is not None)
+        keep_freed_memory()
         if self.updates == 0:
             prepare_reward_model(self.mdp.reward_model, self.mdp)
         self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))

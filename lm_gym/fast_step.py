@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lm_gym.activations import gelu_new
+
 if TYPE_CHECKING:
     from lm_gym.rows import ColumnCache
 
@@ -173,8 +175,7 @@ def _gpt2(base: Any) -> FastTrunk:
                 h, q, causal, seen = h.view(n, t, width)[:, -1], q[:, :, -1:], False, _of_last(mask)
             y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, is_causal=causal)
             h = h + linear(y.transpose(1, 2).reshape(len(h), width), wp, bp)
-            f = F.gelu(linear(norm(h, (width,), g2, b2, eps), wf, bf), approximate="tanh")
-            h = h + linear(f, wo, bo)
+            h = h + linear(gelu_new(linear(norm(h, (width,), g2, b2, eps), wf, bf)), wo, bo)
         return norm(h, (width,), g, b, eps)
 
     return run

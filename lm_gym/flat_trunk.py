@@ -16,6 +16,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from lm_gym.activations import gelu_new
+
 LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
 KNOWN = ("GPT2Model", *LLAMA_LIKE)
 
@@ -49,13 +51,18 @@ def _gpt2(base: Any) -> bool:
 
 
 class _Rows:
-    """Texts of some lengths (B,), side by side from their first token on, and in one row."""
+    """Texts of some lengths (B,), side by side from their first token on, and in one row.
+
+    ``longest``: tokens that there is room for side by side, a multiple of 8, since attention over 48 tokens
+    takes two thirds of the time of 47 on a CPU with AVX-512.
+    """
 
     def __init__(self, lengths: torch.Tensor) -> None:
-        self.count, self.longest = len(lengths), int(lengths.max()) if len(lengths) else 0
-        self.slot: torch.Tensor | None = None
+        self.count, self.length = len(lengths), int(lengths.max()) if len(lengths) else 0
+        self.longest = self.length if self.length < 16 else -(-self.length // 8) * 8
+        self.slot: torch.Tensor | None = None  # None: all are of one length
         self.total = int(lengths.sum())
-        if self.total != self.count * self.longest:
+        if self.total != self.count * self.length:
             self.slot = (torch.arange(self.longest, device=lengths.device) < lengths[:, None]).flatten().nonzero()[:, 0]
 
     def to(self, device: torch.device) -> None:
@@ -63,15 +70,16 @@ class _Rows:
 
     def side_by_side(self, x: torch.Tensor) -> torch.Tensor:
         """(n, ...) to (B, longest, ...), zeros behind."""
-        if self.slot is not None:
-            room = x.new_zeros(self.count * self.longest, *x.shape[1:])
-            x = room.index_copy(0, self.slot, x)
-        return x.view(self.count, self.longest, *x.shape[1:])
+        if self.slot is None:
+            rows = x.view(self.count, self.length, *x.shape[1:])
+            behind = self.longest - self.length
+            return F.pad(rows, [0, 0] * (x.dim() - 1) + [0, behind]) if behind else rows
+        room = x.new_zeros(self.count * self.longest, *x.shape[1:])
+        return room.index_copy_(0, self.slot, x).view(self.count, self.longest, *x.shape[1:])
 
     def in_a_row(self, x: torch.Tensor) -> torch.Tensor:
         """(B, longest, ...) to (n, ...)."""
-        x = x.flatten(0, 1)
-        return x if self.slot is None else x.index_select(0, self.slot)
+        return x[:, : self.length].flatten(0, 1) if self.slot is None else x.flatten(0, 1).index_select(0, self.slot)
 
 
 class FlatTexts:
@@ -226,8 +234,7 @@ def _gpt2_block(
         h, y = h.index_select(0, out), y.index_select(0, out)
     h = h + b.attn.c_proj(y)
     inner = b.mlp.c_fc(b.ln_2(h))
-    # gelu_new is made of eight passes over the widest tensor of a layer; this is the same function in one
-    return h + b.mlp.c_proj(F.gelu(inner, approximate="tanh") if gelu else b.mlp.act(inner))
+    return h + b.mlp.c_proj(gelu_new(inner) if gelu else b.mlp.act(inner))
 
 
 def _llama_block(

@@ -16,21 +16,24 @@ from lm_gym.policy import add_lora
 KINDS = ["llama", "gqa", "gpt2"]
 
 
-def texts(lm: CausalLM, *, shared: bool, equal: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def texts(
+    lm: CausalLM, *, shared: bool, equal: bool = False, longer: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     draw = torch.Generator().manual_seed(3)
     ids = lambda n: torch.randint(3, 11, (n,), generator=draw).tolist()
     prompts = [ids(4 if equal else n) for n in (4, 2, 6)]
     which = [0, 1, 0, 2, 1, 0] if shared else [0, 1, 2]
-    responses = [ids(5 if equal else 1 + (3 * i) % 7) for i in range(len(which))]
+    responses = [ids(longer + (5 if equal else 1 + (3 * i) % 7)) for i in range(len(which))]
     return pad_texts([prompts[i] for i in which], responses, lm.pad_id)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("equal", [False, True])
-def test_states_and_gradients_are_those_of_the_model(kind: str, shared: bool, equal: bool) -> None:
+@pytest.mark.parametrize("longer", [0, 14])  # 14: room is made for a multiple of 8 tokens
+def test_states_and_gradients_are_those_of_the_model(kind: str, shared: bool, equal: bool, longer: int) -> None:
     lm = small_lm(kind)
-    ids, seen, mask = texts(lm, shared=shared, equal=equal)
+    ids, seen, mask = texts(lm, shared=shared, equal=equal, longer=longer)
     assert flat_trunk.is_known(lm._base())  # type: ignore[attr-defined]
     weight = torch.randn(int(mask.sum()), lm.hidden_size, generator=torch.Generator().manual_seed(0))
     found = []
