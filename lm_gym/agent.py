@@ -15,6 +15,7 @@ import torch
 from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
 from lm_gym.adam import Adam32
 from lm_gym.agent_config import AgentConfig, make_config, plain_config
+from lm_gym.autocast import check_autocast
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
 from lm_gym.decoding import Completion, GenerationParams
@@ -107,6 +108,8 @@ class LMAgent:
         self.unknown_wrappers: list[str] = []
         self.other_prompts = False
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
+        if isinstance(c, PolicyGradientConfig):
+            check_autocast(c.autocast, self.policy.lm)
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
 

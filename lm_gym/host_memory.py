@@ -1,8 +1,8 @@
 """The process's own memory between updates.
 
-glibc hands memory that was freed at the end of its heap back to the system, which clears every page of it again for the
-next tensor that wants it: 65,000 pages and 7% of an iteration of a small model. What an update needed the next one needs
-too, so agents tell glibc to keep it.
+glibc hands memory that was freed at the end of its heap back to the system, which clears every page of it again for
+the next tensor that wants it: 65,000 pages and 7% of an iteration of a small model. What an update needed the next one
+needs too, so agents tell glibc to keep it.
 """
 
 from __future__ import annotations

@@ -43,9 +43,6 @@ class KLControl:
         check_choice("kl_estimator", c.kl_estimator, kl.ESTIMATORS)
         check_choice("kl_reference", c.kl_reference, ("initial", "ema"))
         check_choice("aggregation", c.aggregation, AGGREGATIONS)
-        check_choice("autocast", c.autocast, (None, "bfloat16"))
-        if c.autocast and agent.policy.lm.dtype != torch.float32:
-            raise ValueError(f"autocast has no effect on a model in {agent.policy.lm.dtype}: leave it out")
         if agent.base.kl_mode == "none" and agent.kl_coef and c.kl_in != "loss":
             raise ValueError(
                 f"the environment pays no KL (kl_mode='none') and kl_in={c.kl_in!r} would: make it with "

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_models import small_lm, small_mdp
 
-from lm_gym import flat_trunk
+from lm_gym import autocast, flat_trunk
 from lm_gym.agents import GRPO, PPO
 from lm_gym.forward import chosen_logprobs
 from lm_gym.models import TransformersLM
@@ -71,17 +71,18 @@ def test_frozen_layers_are_run_once_an_update_and_nothing_else_changes(
         torch.testing.assert_close(fast[name], again[name], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:autocast='bfloat16' expected a processor")
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_bfloat16_products_give_nearly_the_same_gradient(kind: str) -> None:
     found = []
-    for autocast in (None, "bfloat16"):
+    for kind_of_products in (None, "bfloat16"):
         agent = PPO(
             gym.make("LMAlign-v0", mdp=small_mdp(small_lm(kind), max_new_tokens=8)),
             batch_size=16,
             minibatch_size=16,
             epochs=1,
             seed=0,
-            autocast=autocast,
+            autocast=kind_of_products,
         )
         gradient: list[torch.Tensor] = []
         step = agent.optimizer.step
@@ -105,3 +106,16 @@ def test_bfloat16_products_of_a_16_bit_model_are_refused() -> None:
         PPO(gym.make("LMAlign-v0", mdp=small_mdp(lm)), autocast="bfloat16")
     with pytest.raises(ValueError, match=r"autocast expected one of \(None, 'bfloat16'\), got 'float16'"):
         PPO(gym.make("LMAlign-v0", mdp=small_mdp()), autocast="float16")
+
+
+def test_a_machine_on_which_bfloat16_is_slower_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = lambda: PPO(gym.make("LMAlign-v0", mdp=small_mdp()), autocast="bfloat16")
+    monkeypatch.setattr(autocast, "bfloat16_cost", lambda device: 40.0)
+    with pytest.warns(UserWarning, match="on cpu such a product takes 40 times as long as in float32; leave it out"):
+        make()
+    monkeypatch.setattr(autocast, "bfloat16_cost", lambda device: 0.5)
+    make()
+
+
+def test_what_bfloat16_costs_here_is_measured() -> None:
+    assert 0.01 < autocast.bfloat16_cost("cpu") < 1e4
