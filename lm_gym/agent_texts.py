@@ -54,7 +54,14 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
             agent.engine, agent.prompts_for_update(), replace(agent.generation_params, rows=c.rows)
         )
         decoded = time.perf_counter()
-        scored = mdp.score(completions, kl_mode=mode, kl_coef=agent.kl_coef, hidden=True, trainer_state=agent.state)
+        scored = mdp.score(
+            completions,
+            kl_mode=mode,
+            kl_coef=agent.kl_coef,
+            hidden=True,
+            shared_blocks=agent.policy.frozen_layers if mdp.shares_model else 0,
+            trainer_state=agent.state,
+        )
     rollout = Rollout.from_completions(
         completions, scored, pad_id=agent.policy.lm.pad_id, min_new_tokens=mdp.min_new_tokens
     )

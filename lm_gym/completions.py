@@ -45,6 +45,7 @@ class Completion:
         weight_versions: T ints, the version of the weights that drew each token.
         values: (T,) value estimates of the states before each token, if the engine has a value head.
         hidden: (T, d) last hidden states before each token, if asked for.
+        below: (P+T−1, d) what came out of the model's lowest blocks for all tokens but the last, if asked for.
         allowed: (T, k) ids that could be chosen under ``top_k`` or ``top_p`` (where there are fewer, some twice).
         prompt: the prompt's record, which scoring needs.
     """
@@ -56,6 +57,7 @@ class Completion:
     weight_versions: list[int] = field(default_factory=list)
     values: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
+    below: torch.Tensor | None = None
     allowed: torch.Tensor | None = None
     prompt: Prompt | None = None
 
@@ -132,6 +134,7 @@ class Record:
         self.log: dict[str, list[torch.Tensor]] = {}
         self.reasons = [""] * total
         self.lengths = [0] * total
+        self.below: list[torch.Tensor | None] = [None] * total
         self.texts: list[list[int]] = [[] for _ in range(total)]  # only where stop strings are looked for
         self.tails = Tails(lm, params.stop)
 
@@ -210,6 +213,7 @@ class Record:
                 logprobs=logprobs[i],
                 values=values[i],
                 hidden=hidden[i],
+                below=self.below[i],
                 allowed=allowed[i],
             )
             for i, prompt in enumerate(prompts)

@@ -26,6 +26,8 @@ WARM_UP = 3
 class _AllColumns:
     """The cache as the recorded step sees it: writes at the column in a tensor, reads everything."""
 
+    tap = None
+
     def __init__(self, cache: ColumnCache, column: torch.Tensor) -> None:
         self.cache, self.column = cache, column
 

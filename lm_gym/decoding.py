@@ -35,6 +35,8 @@ class Engine:
         lm: the model that decodes. guide: the reference, which ``top_k`` restricts choices by.
         value_head: hidden (n, d) to values (n,), recorded while decoding.
         keep_hidden: whether completions carry the hidden states.
+        keep_below: above 0: completions carry what came out of so many of the lowest blocks, where the model is written
+            out here (:mod:`lm_gym.fast_step`) and has more of them.
         seed: of the generator that every draw comes from.
         cuda_graphs: record a step once a call as a CUDA graph and replay it; for models on a CUDA device.
     """
@@ -46,11 +48,12 @@ class Engine:
         guide: CausalLM | None = None,
         value_head: Callable[[torch.Tensor], torch.Tensor] | None = None,
         keep_hidden: bool = False,
+        keep_below: int = 0,
         seed: int = 0,
         cuda_graphs: bool = False,
     ) -> None:
         self.lm, self.guide, self.value_head, self.keep_hidden = lm, guide, value_head, keep_hidden
-        self.cuda_graphs = cuda_graphs
+        self.keep_below, self.cuda_graphs = keep_below, cuda_graphs
         self.generator = torch.Generator().manual_seed(seed)
         self.version = 0
 
@@ -74,6 +77,8 @@ class Engine:
         lanes = [m.rows(n, max(map(len, prompts)) + limit) for m in models]
         for lane in lanes if self.cuda_graphs else ():
             lane.fix_shapes()
+        if self.keep_below:
+            lanes[0].keep_below(self.keep_below)
         hidden = [lane.insert(range(n), prompts[:n]) for lane in lanes]
         record = Record(total, lm, params)
         nowhere = total * limit  # where rows without a prompt are: behind the last text
@@ -94,6 +99,8 @@ class Engine:
             ended = record.finish(owner, tokens)
             place = (place + 1).clamp_(max=nowhere)
             for row in ended:
+                if self.keep_below:
+                    record.below[owner[row]] = lanes[0].below(row)
                 owner[row] = None
             if ended:
                 place[ended] = nowhere

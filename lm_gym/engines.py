@@ -24,7 +24,14 @@ def make_engine(agent: LMAgent) -> Engine | VLLMEngine:
     check_choice("engine", kind, ENGINES)
     value_head = policy.value if policy.value_head is not None else None
     if kind == "builtin":
-        return Engine(policy.lm, guide=mdp.reference, value_head=value_head, keep_hidden=True, seed=agent.config.seed)
+        return Engine(
+            policy.lm,
+            guide=mdp.reference,
+            value_head=value_head,
+            keep_hidden=True,
+            keep_below=policy.frozen_layers,
+            seed=agent.config.seed,
+        )
     if agent.wrappers:
         raise ValueError(
             f"engine='vllm' expected an environment without wrappers, got {', '.join(agent.wrappers)}: texts are made "

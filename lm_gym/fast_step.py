@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lm_gym.activations import gelu_new
+from lm_gym.hooks import has_hooks
 
 if TYPE_CHECKING:
     from lm_gym.rows import ColumnCache
@@ -53,7 +54,7 @@ def fast_trunk(base: Any) -> FastTrunk | None:
 
 def hooked(base: Any) -> bool:
     """Whether somebody listens to what goes through the modules."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
+    return any(map(has_hooks, base.modules()))
 
 
 def _linear(base: Any) -> bool:
@@ -118,6 +119,8 @@ def _llama(base: Any) -> FastTrunk:
         h = F.embedding(ids, embed).view(n * t, width)
         c, s = cos[positions].unsqueeze(-2), sin[positions].unsqueeze(-2)  # (n or 1, t, 1, size)
         for i, (n1, wqkv, bqkv, wo, bo, n2, wgu, bgu, wd, bd) in enumerate(blocks):
+            if i == cache.tap:
+                cache.keep(h.view(n, t, width))
             qkv = F.linear(F.rms_norm(h, (width,), n1, eps), wqkv, bqkv).view(n, t, heads + 2 * kv, size)
             qk, v = qkv[:, :, : heads + kv], qkv[:, :, heads + kv :]
             qk = qk * c + torch.cat([qk[..., half:], qk[..., :half]], -1) * s
@@ -167,6 +170,8 @@ def _gpt2(base: Any) -> FastTrunk:
         n, t = ids.shape
         h = (F.embedding(ids, wte) + wpe[positions]).view(n * t, width)
         for i, (g1, b1, wa, ba, wp, bp, g2, b2, wf, bf, wo, bo) in enumerate(blocks):
+            if i == cache.tap:
+                cache.keep(h.view(n, t, width))
             qkv = linear(norm(h, (width,), g1, b1, eps), wa, ba).view(n, t, 3, heads, size)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()
             keys, values = cache.update(k, v, i)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from lm_gym.activations import gelu_new
+from lm_gym.hooks import has_hooks
 
 LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
 KNOWN = ("GPT2Model", *LLAMA_LIKE)
@@ -33,7 +34,7 @@ def is_known(base: Any) -> bool:
     passed_by = [base]
     for b in blocks_of(base):
         passed_by += [b, b.mlp, b.attn if _gpt2(base) else b.self_attn]
-    if any(m._forward_hooks or m._forward_pre_hooks for m in passed_by):
+    if any(map(has_hooks, passed_by)):
         return False
     if _gpt2(base):
         odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or config.add_cross_attention

@@ -38,6 +38,17 @@ def pad_rows(rows: Sequence[torch.Tensor], width: int, fill: float = 0.0) -> tor
     return torch.cat([out, out.new_full((len(out), width - out.shape[1], *out.shape[2:]), fill)], 1)
 
 
+def pad_below(attention_mask: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    """(B, P+T−1, d) from what came out of lower blocks for B texts' tokens but the last, (P_i+T_i−1, d); 0 elsewhere.
+
+    ``attention_mask``: (B, P+T) of the texts.
+    """
+    fed = (attention_mask[:, :-1] & attention_mask[:, 1:]).bool()
+    states = torch.cat(list(rows)).to(attention_mask.device)
+    out = states.new_zeros(fed.numel(), states.shape[-1])
+    return out.index_copy_(0, fed.flatten().nonzero()[:, 0], states).view(*fed.shape, -1)
+
+
 def response_hidden(
     lm: CausalLM, input_ids: torch.Tensor, attention_mask: torch.Tensor, response_length: int
 ) -> torch.Tensor:

@@ -22,9 +22,9 @@ from torch import nn
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.export import warn_of_origin
-from lm_gym.forward import by_length, pad_rows, pad_texts, response_states, token_logprobs
+from lm_gym.forward import by_length, pad_below, pad_rows, pad_texts, response_states, token_logprobs
 from lm_gym.loading import load_model
-from lm_gym.models import CausalLM
+from lm_gym.models import Below, CausalLM
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import load_reward_model, score_texts
 
@@ -287,10 +287,14 @@ class AlignmentMDP:
         *,
         hidden: bool = False,
         lm: CausalLM | None = None,
+        below: Sequence[Below] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Teacher-forced log π_ref (B, T) of completions, batched by length; and hidden states (B, T, d) if asked.
 
-        ``lm`` stands in for the reference where KL is paid against another model.
+        Args:
+            lm: stands in for the reference where KL is paid against another model.
+            below: what came out of its lowest blocks for each text's tokens but the last, (P_i+T_i−1, d), where another
+                model that has the very same blocks computed it already.
         """
         lm, width = lm or self.reference, max(map(len, tokens))
         logprobs = torch.zeros(len(tokens), width)
@@ -298,7 +302,10 @@ class AlignmentMDP:
         for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
             ids, mask, responses = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
             t = responses.shape[1]
-            flat, chosen = response_states(lm, ids, mask, responses), ids[:, -t:][responses].to(lm.device)
+            known = None
+            if below is not None:
+                known = Below(below[0].blocks, pad_below(mask, [below[i].states for i in batch]))
+            flat, chosen = response_states(lm, ids, mask, responses, known), ids[:, -t:][responses].to(lm.device)
             step = head_rows(lm.vocab_size)
             found = [
                 token_logprobs(self.distribution(lm, x), y)
@@ -317,6 +324,7 @@ class AlignmentMDP:
         kl_mode: str = "reported",
         kl_coef: float | None = None,
         hidden: bool = False,
+        shared_blocks: int = 0,
         trainer_state: Any = None,
     ) -> Scored:
         """Score whole completions: one reward-model batch and one teacher-forced pass of the reference.
@@ -325,6 +333,8 @@ class AlignmentMDP:
             completions: B finished texts with ``prompt`` set; under "reported" with ``logprobs``.
             kl_mode: as the environment's; "reported" pays the exact penalty. kl_coef: β; None: the problem's.
             hidden: also return the reference's hidden states.
+            shared_blocks: how many of the lowest blocks of the model that wrote the texts are the reference's own: what
+                decoding kept of them (``completion.below``) is not computed again.
             trainer_state: handed to the reward model.
         """
         if kl_mode not in KL_MODES:
@@ -341,7 +351,10 @@ class AlignmentMDP:
             prompts, tokens, [c.finish_reason for c in completions], trainer_state=trainer_state
         )
         seconds = time.perf_counter() - started
-        ref_logprobs, ref_hidden = self.reference_pass([c.prompt_ids for c in completions], tokens, hidden=hidden)
+        kept = [Below(shared_blocks, c.below) for c in completions if shared_blocks and c.below is not None]
+        below = kept if len(kept) == len(completions) else None
+        ids = [c.prompt_ids for c in completions]
+        ref_logprobs, ref_hidden = self.reference_pass(ids, tokens, hidden=hidden, below=below)
         lengths = torch.tensor([len(t) for t in tokens])
         mask = torch.arange(ref_logprobs.shape[1])[None] < lengths[:, None]
         ref_logprobs = ref_logprobs.masked_fill(~mask, 0.0)

@@ -73,9 +73,8 @@ class CausalLM(nn.Module):
         Args:
             prompt_width: leading columns that a model may compute once for rows in which they are equal; no state
                 before the last of them may be wanted.
-            below: what :meth:`lower_states` gave for these texts.
+            below: what :meth:`lower_states` gave for these texts, for a model that can begin above it.
         """
-        assert below is None, "this model has no lower_states"
         return self.trunk(input_ids.to(self.device), attention_mask.to(self.device))[wanted.to(self.device)]
 
     def lower_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, blocks: int) -> Below | None:
@@ -255,8 +254,7 @@ def base_states(
 ) -> torch.Tensor:
     """:meth:`CausalLM.states` of a ``transformers`` model without a head."""
     device = next(base.parameters()).device
-    if not flat_trunk.is_known(base):
-        assert below is None, "this model has no lower_states"
+    if not flat_trunk.is_known(base):  # it cannot begin above ``below``: all of it again
         return base_trunk(base, input_ids.to(device), attention_mask.to(device))[wanted.to(device)]
     texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
     if below is None:

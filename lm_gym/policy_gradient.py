@@ -178,7 +178,8 @@ def fit(
     """
     c = agent.config
     assert isinstance(c, PolicyGradientConfig) and agent.kl_control is not None
-    rollout.below = agent.policy.below(rollout.input_ids, rollout.attention_mask)
+    if rollout.below is None:  # decoding kept it, unless it went through other code than this package's
+        rollout.below = agent.policy.below(rollout.input_ids, rollout.attention_mask)
     stats: list[dict[str, float]] = []
     for _ in range(epochs):
         order = torch.randperm(len(rollout), generator=agent.generator)

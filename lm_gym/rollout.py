@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lm_gym.decoding import Completion
-from lm_gym.forward import pad_rows, pad_texts
+from lm_gym.forward import pad_below, pad_rows, pad_texts
 from lm_gym.mdp import Scored
 
 
@@ -30,7 +30,7 @@ class Rollout:
         bootstrap: (B,) value of the state after a text that was cut off at the rollout's edge, else 0; or None.
         allowed: (B, T, k) ids that could be chosen, or None for all. no_eos: (B, T) bool, where EOS could not; or None.
         hidden, ref_hidden: (B, T, d) hidden states of policy and reference before each token, or None.
-        below: (B, P+T−1, d) what comes out of frozen lower layers, or None.
+        below: (B, P+T−1, d) what comes out of frozen lower layers, 0 for a text's last token; or None.
         texts: B completion texts. finish_reasons: B of "eos", "stop", "length", "cut".
     """
 
@@ -120,6 +120,7 @@ class Rollout:
         """Texts of a decoding engine with what the problem says of them."""
         ids, attention, mask = pad_texts([c.prompt_ids for c in completions], [c.tokens for c in completions], pad_id)
         t = mask.shape[1]
+        below = [c.below for c in completions if c.below is not None]
 
         def padded(name: str) -> torch.Tensor | None:
             rows = [getattr(c, name) for c in completions]
@@ -140,6 +141,7 @@ class Rollout:
             allowed=padded("allowed"),
             no_eos=(torch.arange(t)[None] < min_new_tokens) & mask if min_new_tokens else None,
             hidden=padded("hidden"),
+            below=pad_below(attention, below) if len(below) == len(completions) else None,
             ref_hidden=scored.ref_hidden,
             texts=scored.texts,
             finish_reasons=[c.finish_reason for c in completions],

@@ -45,6 +45,13 @@ class Rows:
         """Drop all rows but these, in this order."""
         raise NotImplementedError
 
+    def keep_below(self, blocks: int) -> None:
+        """Keep what comes out of the lowest ``blocks`` for every token, from the next :meth:`insert` on."""
+
+    def below(self, row: int) -> torch.Tensor | None:
+        """(length, d) what came out of the lowest blocks for the tokens of a row so far; None: it was not kept."""
+        return None
+
     def fix_shapes(self, *, record: bool = True) -> None:
         """Step with fixed shapes from now on: recorded once as a CUDA graph and replayed, or not recorded.
 
@@ -69,18 +76,31 @@ class ColumnCache(Cache):
         self.clean = 0
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        self.tap: int | None = None  # the block whose input is kept, if any is
+        self.below: list[torch.Tensor] = []  # that input (rows, 1, columns, d), once there is one
 
-    def allocate(self, layer: int, like: torch.Tensor, value_like: torch.Tensor) -> None:
+    @property
+    def stores(self) -> tuple[list[torch.Tensor], ...]:
+        """All that columns are made of; tensors (rows, heads, columns, size)."""
+        return self.keys, self.values, self.below
+
+    def allocate(self, store: list[torch.Tensor], layer: int, like: torch.Tensor) -> None:
+        """Room for a layer of a store, of the heads, size and type of ``like``."""
         with torch.inference_mode(False):  # tensors that may be written to everywhere
-            while len(self.keys) <= layer:
-                for store, x in ((self.keys, like), (self.values, value_like)):
-                    store.append(x.new_empty(self.n, x.shape[1], self.capacity, x.shape[3]))
+            while len(store) <= layer:
+                store.append(like.new_empty(self.n, like.shape[1], self.capacity, like.shape[3]))
+
+    def keep(self, states: torch.Tensor) -> None:
+        """Keep what enters the block ``tap`` at the current columns: (rows, tokens, d)."""
+        self.allocate(self.below, 0, states[:, None])
+        self.below[0][:, 0, self.column : self.column + states.shape[1]] = states
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         if len(self.keys) <= layer_idx:
-            self.allocate(layer_idx, key_states, value_states)
+            self.allocate(self.keys, layer_idx, key_states)
+            self.allocate(self.values, layer_idx, value_states)
         k, v, end = self.keys[layer_idx], self.values[layer_idx], self.column + key_states.shape[2]
         k[:, :, self.column : end] = key_states
         v[:, :, self.column : end] = value_states
@@ -88,8 +108,9 @@ class ColumnCache(Cache):
 
     def open(self, start: int) -> None:
         """Make the columns from ``start`` hold numbers: what is masked must not be NaN, which stays one."""
-        for old in (*self.keys, *self.values) if start < self.clean else ():
-            old[:, :, start : self.clean] = 0
+        for store in self.stores if start < self.clean else ():
+            for old in store:
+                old[:, :, start : self.clean] = 0
         self.clean = min(self.clean, start)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -138,6 +159,15 @@ class AttentionRows(Rows):
             raise ValueError(f"CUDA graphs expected a model on a CUDA device, got {self.lm.name!r} on {self.lm.device}")
         self.fixed = record
 
+    def keep_below(self, blocks: int) -> None:
+        self.cache.tap = blocks
+
+    def below(self, row: int) -> torch.Tensor | None:
+        birth, kept = self.births[row], self.cache.below
+        if birth is None or not kept or self.fixed is not None:  # steps of fixed shapes keep nothing
+            return None
+        return kept[0][row, 0, birth : self.cache.column].clone()
+
     def _survey(self) -> None:
         """How old the oldest row is, and whether all are of one age: known here, so that no step asks the device."""
         live = [b for b in self.births if b is not None]
@@ -162,13 +192,16 @@ class AttentionRows(Rows):
         else:
             where, copy_of = torch.tensor(rows, device=device), torch.tensor(places, device=device)
             fresh = ColumnCache(m, width)
+            fresh.tap = cache.tap
             hidden = self._prefill(ids, lengths, fresh)[copy_of]
-            for layer, (k, v) in enumerate(zip(fresh.keys, fresh.values, strict=True)):
-                cache.allocate(layer, k, v)
+            both = list(zip(cache.stores, fresh.stores, strict=True))
+            for store, new in both:
+                for layer, x in enumerate(new):
+                    cache.allocate(store, layer, x)
             cache.open(at.start)
-            for layer, (k, v) in enumerate(zip(fresh.keys, fresh.values, strict=True)):
-                cache.keys[layer][where, :, at] = k[copy_of]
-                cache.values[layer][where, :, at] = v[copy_of]
+            for store, new in both:
+                for old, x in zip(store, new, strict=True):
+                    old[where, :, at] = x[copy_of]
         for row, place in zip(rows, places, strict=True):
             self.births[row] = cache.column - lengths[place]
         self._changed()
@@ -184,6 +217,8 @@ class AttentionRows(Rows):
         positions = (column - (width - length)).clamp(min=0)
         real = column >= width - length
         if not fast:
+            self.cache.tap = cache.tap = None  # modules keep nothing below them
+            self.cache.below.clear()
             out = self.base(
                 input_ids=ids,
                 attention_mask=real.long(),
@@ -262,7 +297,7 @@ class AttentionRows(Rows):
         cache.n = self.n
         self.births = [self.births[row] for row in rows]
         live = slice(min((b for b in self.births if b is not None), default=cache.column), cache.column)
-        for store in (cache.keys, cache.values):
+        for store in cache.stores:
             for layer, old in enumerate(store):
                 store[layer] = old.new_empty(len(rows), *old.shape[1:])
                 store[layer][:, :, live] = old[:, :, live].index_select(0, where)
@@ -282,7 +317,7 @@ class AttentionRows(Rows):
         cache, end = self.cache, self.cache.column
         width = min(end, end + by)  # columns that are kept
         src, dst = slice(end - width, end), slice(end - width + by, end + by)
-        for store in (cache.keys, cache.values):
+        for store in cache.stores:
             for old in store:
                 old[:, :, dst] = old[:, :, src].clone()
         cache.column, cache.clean = end + by, max(cache.clean, src.start) + by

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from lm_gym import flat_trunk
 from lm_gym.fast_step import fast_trunk
 from lm_gym.models import TransformersLM
 from lm_gym.rows import AttentionRows
@@ -88,6 +89,15 @@ def test_lora_adapters_are_merged() -> None:
     adapted = decode(lm, fast=True)
     torch.testing.assert_close(adapted, decode(lm, fast=False), atol=2e-5, rtol=0)
     assert (adapted - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_model_that_was_asked_for_its_hidden_states_once_stays_fast(kind: str) -> None:
+    """transformers leaves idle hooks on every layer after such a call."""
+    model: Any = models()[kind]
+    model.eval()(input_ids=torch.tensor([[3, 4]]), output_hidden_states=True)
+    assert any(m._forward_hooks for m in model.modules()), "transformers leaves no hooks: has_hooks need not know them"
+    assert fast_trunk(model.base_model) is not None and flat_trunk.is_known(model.base_model)
 
 
 def test_unknown_models_and_hooks_go_through_the_model() -> None:

@@ -15,8 +15,14 @@ TOLERANCE = 2e-5
 
 def whole(lm: TransformersLM, ids: list[int]) -> torch.Tensor:
     """The last hidden state (d,) of one text, with nothing beside it and no cache."""
+    return layers(lm, ids)[-1][-1]
+
+
+def layers(lm: TransformersLM, ids: list[int]) -> list[torch.Tensor]:
+    """What enters each block, (length, d), and the last hidden states."""
     with torch.no_grad():
-        return lm._base()(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state[0, -1]
+        out = lm._base()(input_ids=torch.tensor([ids]), use_cache=False, output_hidden_states=True)
+    return [h[0] for h in out.hidden_states]
 
 
 @pytest.mark.parametrize("fixed", [False, True])
@@ -25,6 +31,7 @@ def whole(lm: TransformersLM, ids: list[int]) -> torch.Tensor:
 def test_random_inserts_steps_and_drops(kind: str, capacity: int, fixed: bool) -> None:
     lm, rng = small_lm(kind).freeze(), random.Random(f"{kind} {capacity}")
     rows = lm.rows(5, capacity)
+    rows.keep_below(1)
     if fixed:  # the step that a CUDA graph records, run call by call
         rows.fix_shapes(record=False)
     texts: list[list[int] | None] = [None] * 5
@@ -62,6 +69,11 @@ def test_random_inserts_steps_and_drops(kind: str, capacity: int, fixed: bool) -
             if ids is not None:
                 ids.append(int(tokens[i]))
                 torch.testing.assert_close(hidden[i], whole(lm, ids), atol=TOLERANCE, rtol=0)
+                below = rows.below(i)
+                if fixed:  # such steps keep nothing
+                    assert below is None
+                else:
+                    torch.testing.assert_close(below, layers(lm, ids)[1], atol=TOLERANCE, rtol=0)
     assert torch.isfinite(hidden).all()
     if capacity == 12:
         assert moves > 0, "the columns never ran out: the test does not test moving them"
@@ -122,6 +134,21 @@ def test_no_prefix_is_computed_twice() -> None:
     rows.step(torch.tensor([3, 4, 5]))
     whole_prompts = [shape for shape in fed if shape[1] > 1]  # a step may have a path of its own
     assert whole_prompts == [(2, 3), (1, 4)] and all(shape == (3, 1) for shape in fed if shape not in whole_prompts)
+
+
+def test_what_comes_out_below_is_not_kept_by_halves() -> None:
+    """A prompt that goes through the model's modules, to which somebody listens, leaves nothing below."""
+    lm = small_lm().freeze()
+    rows = lm.rows(2, 20)
+    rows.keep_below(1)
+    rows.insert([0, 1], [[3, 4], [5]])
+    rows.step(torch.tensor([3, 4]))
+    below = rows.below(0)
+    assert below is not None and below.shape == (3, lm.hidden_size)
+    lm._base().layers[0].register_forward_hook(lambda *_: None)
+    rows.insert([1], [[5, 6]])
+    rows.step(torch.tensor([3, 4]))
+    assert rows.below(0) is None and rows.below(1) is None
 
 
 def test_steps_of_fixed_shapes_keep_their_tensors() -> None:

@@ -13,6 +13,7 @@ from lm_gym import autocast, flat_trunk
 from lm_gym.agents import GRPO, PPO
 from lm_gym.forward import chosen_logprobs
 from lm_gym.models import TransformersLM
+from lm_gym.rows import AttentionRows
 
 Change = Callable[[pytest.MonkeyPatch], None]
 
@@ -57,18 +58,32 @@ def test_updates_without_padding_end_where_plain_ones_do(
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_frozen_layers_are_run_once_an_update_and_nothing_else_changes(
+def test_frozen_layers_are_run_while_decoding_alone_and_nothing_else_changes(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = []
-    lower = flat_trunk.lower
-    monkeypatch.setattr(flat_trunk, "lower", lambda *a: runs.append(1) or lower(*a))
-    fast = weights_after(kind, frozen_layers=1)
-    assert len(runs) == 2
+    runs, lower, start = [], flat_trunk.lower, flat_trunk._start
+    monkeypatch.setattr(flat_trunk, "lower", lambda *a: runs.append("lower") or lower(*a))
+    monkeypatch.setattr(flat_trunk, "_start", lambda *a: (runs.append("all") if a[2] is None else None) or start(*a))
+    kept = weights_after(kind, frozen_layers=1)
+    assert runs == []  # neither the reference nor an update began at the bottom
+    monkeypatch.setattr(AttentionRows, "below", lambda *a: None)  # as an engine that keeps nothing
+    once = weights_after(kind, frozen_layers=1)
+    assert runs.count("lower") == 2  # once an update
     monkeypatch.setattr(TransformersLM, "lower_states", lambda *a: None)
     again = weights_after(kind, frozen_layers=1)
     for name in again:
-        torch.testing.assert_close(fast[name], again[name], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(kept[name], again[name], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(once[name], again[name], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_reference_of_its_own_is_run_from_the_bottom(kind: str) -> None:
+    mdp = small_mdp(small_lm(kind), reference=small_lm(kind, seed=1), max_new_tokens=8)
+    agent = PPO(gym.make("LMAlign-v0", mdp=mdp), batch_size=32, frozen_layers=1, seed=0)
+    rollout, _ = agent.collect()
+    assert rollout.below is not None and rollout.ref_logprobs is not None
+    expected, _ = mdp.reference_pass(*rollout.token_lists())
+    torch.testing.assert_close(rollout.ref_logprobs, expected * rollout.response_mask, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:autocast='bfloat16' expected a processor")
