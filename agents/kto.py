@@ -37,6 +37,7 @@ from lm_gym.agent import LMAgent, Update
 from lm_gym.agent_config import AgentConfig, check_choice
 from lm_gym.example_source import ExampleSource, read_feedback
 from lm_gym.judged import LABELS, Batch
+from lm_gym.reference_pass import reference_pass
 
 
 @dataclass
@@ -139,7 +140,7 @@ class KTO(LMAgent):
         step, total = self.config.micro_batch_size or len(prompts), 0.0
         for index in torch.arange(len(prompts)).split(step):
             part = shifted.select(index)
-            ref, _ = self.mdp.reference_pass(*part.token_lists())
+            ref = reference_pass(self.mdp, *part.token_lists()).logprobs
             total += float(judged.text_logprobs(self, part).sum()) - float(ref.sum())
         return max(0.0, total / len(prompts))
 

@@ -144,7 +144,7 @@ class LMAgent:
 
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """Metrics of a rollout that this policy made: :func:`lm_gym.measures.describe`."""
-        return measures.describe(rollout, self.policy.lm, self.mdp)
+        return measures.describe(rollout)
 
     # ---- training ------------------------------------------------------------------------------------------------
 

@@ -42,13 +42,11 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
             generator=agent.generator,
             seed=agent._reset_seed,
             prompts=grouped,
+            hidden=True,
         )
         agent._reset_seed = None
         completions, scored = stepped.completions, stepped.scored
         decoded = time.perf_counter()
-        _, scored.ref_hidden = mdp.reference_pass(
-            [c.prompt_ids for c in completions], [c.tokens for c in completions], hidden=True
-        )
     else:
         completions = collect.batched_texts(
             agent.engine, agent.prompts_for_update(), replace(agent.generation_params, rows=c.rows)
@@ -59,6 +57,7 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
             kl_mode=mode,
             kl_coef=agent.kl_coef,
             hidden=True,
+            policy=agent.policy.lm,
             shared_blocks=agent.policy.frozen_layers if mdp.shares_model else 0,
             trainer_state=agent.state,
         )

@@ -24,6 +24,7 @@ from lm_gym.forward import pad_rows
 from lm_gym.mdp import STEP_LIMIT, AlignmentMDP, Scored
 from lm_gym.policy import Policy
 from lm_gym.prompts import Prompt
+from lm_gym.reference_pass import reference_pass
 from lm_gym.vector_env import LMAlignVectorEnv
 
 Env = gym.Env[Any, Any] | gym.vector.VectorEnv[Any, Any, Any]
@@ -84,6 +85,7 @@ def step_texts(
     generator: torch.Generator,
     seed: int | None = None,
     prompts: Sequence[Prompt] | None = None,
+    hidden: bool = False,
 ) -> Stepped:
     """At least ``count`` whole texts by stepping a wrapped environment with the policy.
 
@@ -95,6 +97,7 @@ def step_texts(
         seed: of the environment's first reset.
         prompts: ``count`` prompts, in the order that the texts come back in; the rows must share them evenly. None:
             the environment draws them.
+        hidden: also the reference's hidden states, the exact KL and the entropy.
     """
     base, _ = unwrap(env)
     stepper = base.stepper
@@ -116,6 +119,11 @@ def step_texts(
         stepper.plans = {}
     if prompts is not None and [c.prompt for c in stepped.completions] != list(prompts):
         raise ValueError("a wrapper reset the environment between episodes: groups of texts expected their own prompts")
+    if hidden:
+        done, scored = stepped.completions, stepped.scored
+        ids, tokens = [c.prompt_ids for c in done], [c.tokens for c in done]
+        found = reference_pass(base.mdp, ids, tokens, hidden=True, policy=policy.lm, drawn=done)
+        scored.ref_hidden, scored.exact_kl, scored.entropy = found.hidden, found.exact_kl, found.entropy
     return stepped
 
 

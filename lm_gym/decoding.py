@@ -99,9 +99,9 @@ class Engine:
             ended = record.finish(owner, tokens)
             place = (place + 1).clamp_(max=nowhere)
             for row in ended:
-                if self.keep_below:
-                    record.below[owner[row]] = lanes[0].below(row)
-                owner[row] = None
+                at, owner[row] = owner[row], None
+                if self.keep_below and at is not None:
+                    record.below[at] = lanes[0].below(row)
             if ended:
                 place[ended] = nowhere
             free = [row for row, at in enumerate(owner) if at is None]

@@ -43,9 +43,9 @@ def measure(
 ) -> Drawn:
     """Score completions that ``lm`` wrote, with ``prompt`` and ``hidden`` set, and measure them."""
     beta = mdp.kl_coef if kl_coef is None else kl_coef
-    scored = mdp.score(completions, kl_coef=beta, hidden=True, trainer_state=trainer_state)
+    scored = mdp.score(completions, kl_coef=beta, policy=lm, trainer_state=trainer_state)
     rollout = Rollout.from_completions(completions, scored, pad_id=lm.pad_id, min_new_tokens=mdp.min_new_tokens)
-    metrics = measures.describe(rollout, lm, mdp)
+    metrics = measures.describe(rollout)
     metrics |= {f"reward/{k}": v for k, v in scored.metrics.items()}
     n = len(completions)
     metrics["objective/scores_sem"] = float(scored.scores.std(unbiased=True) / math.sqrt(n)) if n > 1 else 0.0

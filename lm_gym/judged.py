@@ -21,6 +21,7 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.prompts import Prompt
+from lm_gym.reference_pass import reference_pass
 from lm_gym.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Examples:
         new = self.ref_logprobs[texts].isnan().nonzero().flatten()
         if len(new):
             prompts, responses = batch.token_lists()
-            found, _ = mdp.reference_pass([prompts[i] for i in new], [responses[i] for i in new])
+            found = reference_pass(mdp, [prompts[i] for i in new], [responses[i] for i in new]).logprobs
             self.ref_logprobs[texts[new]] = found.sum(-1)
         return Batch(batch, self.labels[index], self.ref_logprobs[texts].view(n, k))
 
@@ -131,7 +132,7 @@ def draw(agent: LMAgent, lm: CausalLM, prompts: Sequence[Prompt], *, hidden: boo
     """A text of ``lm`` for each prompt, with scores (B,) as the environment gives them, and what the judge logged.
 
     Where the environment is wrapped, a score is what stepping it pays for a text without KL. ``hidden``: with the
-    reference's hidden states, as :meth:`LMAgent.describe` needs them.
+    reference's hidden states and the exact KL, as :meth:`LMAgent.describe` needs it.
     """
     mdp, beta = agent.mdp, agent.kl_coef
     if agent.wrappers:
@@ -144,18 +145,17 @@ def draw(agent: LMAgent, lm: CausalLM, prompts: Sequence[Prompt], *, hidden: boo
             generator=agent.generator,
             seed=agent._reset_seed,
             prompts=prompts,
+            hidden=hidden,
         )
         agent._reset_seed = None
         completions, scored = stepped.completions, stepped.scored
         scored.scores = stepped.rewards.sum(-1)
-        if hidden:
-            ids = [c.prompt_ids for c in completions]
-            scored.ref_hidden = mdp.reference_pass(ids, [c.tokens for c in completions], hidden=True)[1]
     else:
         agent.engine.update_weights(lm, agent.updates)
         params = replace(agent.generation_params, rows=agent.config.rows)
         completions = collect.batched_texts(agent.engine, prompts, params)
-        scored = mdp.score(completions, kl_coef=beta, hidden=hidden, trainer_state=agent.state)
+        policy = lm if hidden else None
+        scored = mdp.score(completions, kl_coef=beta, hidden=hidden, policy=policy, trainer_state=agent.state)
     texts = Rollout.from_completions(
         completions, scored, pad_id=mdp.reference.pad_id, min_new_tokens=mdp.min_new_tokens
     )

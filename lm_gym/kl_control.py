@@ -20,6 +20,7 @@ import torch
 from lm_gym import kl
 from lm_gym.agent_config import check_choice
 from lm_gym.losses import AGGREGATIONS, entropy
+from lm_gym.reference_pass import reference_pass
 from lm_gym.rollout import Rollout
 
 if TYPE_CHECKING:
@@ -83,13 +84,13 @@ class KLControl:
             return 0.0
         assert rollout.ref_logprobs is not None
         prompts, tokens = rollout.token_lists()
-        ema_logprobs, ema_hidden = self.agent.mdp.reference_pass(prompts, tokens, hidden=True, lm=self.ema)
-        ema_logprobs = ema_logprobs * rollout.response_mask
+        ema = reference_pass(self.agent.mdp, prompts, tokens, hidden=True, lm=self.ema)
+        ema_logprobs = ema.logprobs * rollout.response_mask
         more = torch.zeros_like(rollout.rewards)
         if self.config.kl_in in ("reward", "entropy"):
             more = self.agent.kl_coef * (ema_logprobs - rollout.ref_logprobs)
         rollout.rewards = rollout.rewards + more
-        rollout.ref_logprobs, rollout.ref_hidden = ema_logprobs, ema_hidden
+        rollout.ref_logprobs, rollout.ref_hidden = ema_logprobs, ema.hidden
         return float(more.sum(-1).mean())
 
     def in_the_loss(self, batch: Minibatch) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:

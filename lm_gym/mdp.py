@@ -22,25 +22,16 @@ from torch import nn
 
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.export import warn_of_origin
-from lm_gym.forward import by_length, pad_below, pad_rows, pad_texts, response_states, token_logprobs
+from lm_gym.forward import pad_rows
 from lm_gym.loading import load_model
 from lm_gym.models import Below, CausalLM
 from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.reference_pass import reference_pass
 from lm_gym.rewards import load_reward_model, score_texts
 
 KL_MODES = ("reference", "reported", "none")
 STEP_LIMIT = 100_000
 """``max_episode_steps`` of the registered ids; ``max_new_tokens`` stays below it, so a TimeLimit never truncates."""
-SCORING_TOKENS = 16_384
-"""Padded tokens in one pass of the reference when it scores whole texts."""
-
-
-def head_rows(vocab_size: int) -> int:
-    """States whose logits are computed at once where no gradient is needed: 4 MB of them, or 64 rows if that is more.
-
-    Four times as many take 1.2 times as long and leave the cache; fewer rows than 64 make the product slow.
-    """
-    return max(64, 1_000_000 // vocab_size)
 
 
 @dataclass
@@ -54,6 +45,7 @@ class Scored:
         kl_penalty: (B, T) what step t pays for KL. rewards: (B, T) ``kl_penalty`` plus R on the last token.
         extra: columns that the reward model logged, B values each. metrics: numbers that it logged.
         ref_hidden: (B, T, d) the reference's hidden states, if asked for. judge_seconds: what the reward model took.
+        exact_kl, entropy: (B, T) KL(π‖π_ref) and the entropy of π in each state, nats, where the policy was given.
     """
 
     texts: list[str]
@@ -66,6 +58,8 @@ class Scored:
     metrics: dict[str, float] = field(default_factory=dict)
     ref_hidden: torch.Tensor | None = None
     judge_seconds: float = 0.0
+    exact_kl: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
 
 
 class AlignmentMDP:
@@ -279,44 +273,6 @@ class AlignmentMDP:
         allowed, no_eos = (None if x is None else x.to(lm.device) for x in (allowed, no_eos))
         return restrict(logits, allowed=allowed, no_eos=no_eos, eos_ids=lm.eos_ids)
 
-    @torch.no_grad()
-    def reference_pass(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        tokens: Sequence[Sequence[int]],
-        *,
-        hidden: bool = False,
-        lm: CausalLM | None = None,
-        below: Sequence[Below] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Teacher-forced log π_ref (B, T) of completions, batched by length; and hidden states (B, T, d) if asked.
-
-        Args:
-            lm: stands in for the reference where KL is paid against another model.
-            below: what came out of its lowest blocks for each text's tokens but the last, (P_i+T_i−1, d), where another
-                model that has the very same blocks computed it already.
-        """
-        lm, width = lm or self.reference, max(map(len, tokens))
-        logprobs = torch.zeros(len(tokens), width)
-        states = torch.zeros(len(tokens), width, lm.hidden_size) if hidden else None
-        for batch in by_length([len(p) + len(t) for p, t in zip(prompt_ids, tokens, strict=True)], SCORING_TOKENS):
-            ids, mask, responses = pad_texts([prompt_ids[i] for i in batch], [tokens[i] for i in batch], lm.pad_id)
-            t = responses.shape[1]
-            known = None
-            if below is not None:
-                known = Below(below[0].blocks, pad_below(mask, [below[i].states for i in batch]))
-            flat, chosen = response_states(lm, ids, mask, responses, known), ids[:, -t:][responses].to(lm.device)
-            step = head_rows(lm.vocab_size)
-            found = [
-                token_logprobs(self.distribution(lm, x), y)
-                for x, y in zip(flat.split(step), chosen.split(step), strict=True)
-            ]
-            logprobs[batch, :t] = torch.zeros(responses.shape).masked_scatter(responses, torch.cat(found).cpu())
-            if states is not None:
-                room = torch.zeros(*responses.shape, lm.hidden_size)
-                states[batch, :t] = room.masked_scatter(responses[..., None], flat.float().cpu())
-        return logprobs, states
-
     def score(
         self,
         completions: Sequence[Completion],
@@ -324,6 +280,7 @@ class AlignmentMDP:
         kl_mode: str = "reported",
         kl_coef: float | None = None,
         hidden: bool = False,
+        policy: CausalLM | None = None,
         shared_blocks: int = 0,
         trainer_state: Any = None,
     ) -> Scored:
@@ -333,8 +290,10 @@ class AlignmentMDP:
             completions: B finished texts with ``prompt`` set; under "reported" with ``logprobs``.
             kl_mode: as the environment's; "reported" pays the exact penalty. kl_coef: β; None: the problem's.
             hidden: also return the reference's hidden states.
-            shared_blocks: how many of the lowest blocks of the model that wrote the texts are the reference's own: what
-                decoding kept of them (``completion.below``) is not computed again.
+            policy: the model that wrote the texts, which carry its hidden states (``completion.hidden``): for the exact
+                KL and the entropy of every state.
+            shared_blocks: how many of the lowest blocks of that model are the reference's own: what decoding kept of
+                them (``completion.below``) is not computed again.
             trainer_state: handed to the reward model.
         """
         if kl_mode not in KL_MODES:
@@ -354,7 +313,8 @@ class AlignmentMDP:
         kept = [Below(shared_blocks, c.below) for c in completions if shared_blocks and c.below is not None]
         below = kept if len(kept) == len(completions) else None
         ids = [c.prompt_ids for c in completions]
-        ref_logprobs, ref_hidden = self.reference_pass(ids, tokens, hidden=hidden, below=below)
+        ref = reference_pass(self, ids, tokens, hidden=hidden, policy=policy, drawn=completions, below=below)
+        ref_logprobs = ref.logprobs
         lengths = torch.tensor([len(t) for t in tokens])
         mask = torch.arange(ref_logprobs.shape[1])[None] < lengths[:, None]
         ref_logprobs = ref_logprobs.masked_fill(~mask, 0.0)
@@ -371,7 +331,20 @@ class AlignmentMDP:
         rewards = penalty.clone()
         result = torch.tensor(scores, dtype=torch.float32)
         rewards[torch.arange(len(tokens)), lengths - 1] += result
-        return Scored(texts, mask, result, ref_logprobs, penalty, rewards, extra, metrics, ref_hidden, seconds)
+        return Scored(
+            texts=texts,
+            response_mask=mask,
+            scores=result,
+            ref_logprobs=ref_logprobs,
+            kl_penalty=penalty,
+            rewards=rewards,
+            extra=extra,
+            metrics=metrics,
+            ref_hidden=ref.hidden,
+            judge_seconds=seconds,
+            exact_kl=ref.exact_kl,
+            entropy=ref.entropy,
+        )
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:

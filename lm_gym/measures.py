@@ -7,50 +7,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from lm_gym import blame, kl
+from lm_gym import blame
 from lm_gym.advantages import group_std
-from lm_gym.mdp import AlignmentMDP, head_rows
-from lm_gym.models import CausalLM
+from lm_gym.mdp import AlignmentMDP
 from lm_gym.rollout import Rollout
 
 
-@torch.no_grad()
-def distributions(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> tuple[torch.Tensor, torch.Tensor]:
-    """Exact per-state KL(π‖π_ref) and entropy of π, (B, T) each, nats; ``lm`` is the policy that made the rollout.
-
-    Both come from the hidden states that decoding and scoring kept: one product with the head, no forward pass.
-    """
-    assert rollout.hidden is not None and rollout.ref_hidden is not None
-    ref, mask = mdp.reference, rollout.response_mask
-    kls, entropies = torch.zeros(mask.shape), torch.zeros(mask.shape)
-    rows, cols = mask.nonzero(as_tuple=True)
-    for at in torch.arange(len(rows)).split(head_rows(lm.vocab_size)):
-        b, t = rows[at], cols[at]
-        allowed = None if rollout.allowed is None else rollout.allowed[b, t]
-        no_eos = None if rollout.no_eos is None else rollout.no_eos[b, t]
-        logp = mdp.distribution(lm, rollout.hidden[b, t], allowed=allowed, no_eos=no_eos)
-        ref_logp = mdp.distribution(ref, rollout.ref_hidden[b, t])
-        kls[b, t], entropies[b, t] = (x.cpu() for x in kl.exact_and_entropy(logp, ref_logp))
-    return kls, entropies
-
-
-def describe(rollout: Rollout, lm: CausalLM, mdp: AlignmentMDP) -> dict[str, float]:
-    """Metrics of a rollout that ``lm`` made."""
+def describe(rollout: Rollout) -> dict[str, float]:
+    """Metrics of a rollout that was scored with the policy that made it."""
     assert rollout.scores is not None and rollout.ref_logprobs is not None
+    assert rollout.exact_kl is not None and rollout.entropy is not None
     mask, lengths = rollout.response_mask, rollout.lengths.float()
-    kls, entropies = distributions(rollout, lm, mdp)
-    blame.check_kl(rollout, kls)
+    blame.check_kl(rollout, rollout.exact_kl)
     k1 = (rollout.logprobs - rollout.ref_logprobs) * mask
     returns = rollout.rewards.sum(-1)
     ended = [r in ("eos", "stop") for r in rollout.finish_reasons or []]
     return {
         "objective/scores": float(rollout.scores.mean()),
-        "objective/kl": float(kls.sum(-1).mean()),
+        "objective/kl": float(rollout.exact_kl.sum(-1).mean()),
         "objective/kl_k1": float(k1.sum(-1).mean()),
         "objective/rlhf_reward": float(returns.mean()),
         "objective/non_score_reward": float((returns - rollout.scores).mean()),
         "objective/entropy": float(-(rollout.logprobs * mask).sum(-1).mean()),
-        "policy/entropy_avg": float(entropies.sum() / mask.sum()),
+        "policy/entropy_avg": float(rollout.entropy.sum() / mask.sum()),
         "length/mean": float(lengths.mean()),
         "length/ended_share": float(np.mean(ended)),
         "text/distinct_1": distinct(rollout, 1),

@@ -29,6 +29,7 @@ class Rollout:
         values: (B, T) or None. ref_logprobs: (B, T) or None. scores: (B,) R(x, y) or None.
         bootstrap: (B,) value of the state after a text that was cut off at the rollout's edge, else 0; or None.
         allowed: (B, T, k) ids that could be chosen, or None for all. no_eos: (B, T) bool, where EOS could not; or None.
+        exact_kl, entropy: (B, T) KL(π‖π_ref) and the entropy of π in the state before each token, nats, or None.
         hidden, ref_hidden: (B, T, d) hidden states of policy and reference before each token, or None.
         below: (B, P+T−1, d) what comes out of frozen lower layers, 0 for a text's last token; or None.
         texts: B completion texts. finish_reasons: B of "eos", "stop", "length", "cut".
@@ -45,6 +46,8 @@ class Rollout:
     bootstrap: torch.Tensor | None = None
     allowed: torch.Tensor | None = None
     no_eos: torch.Tensor | None = None
+    exact_kl: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
     hidden: torch.Tensor | None = None
     ref_hidden: torch.Tensor | None = None
     below: torch.Tensor | None = None
@@ -140,6 +143,8 @@ class Rollout:
             scores=scored.scores,
             allowed=padded("allowed"),
             no_eos=(torch.arange(t)[None] < min_new_tokens) & mask if min_new_tokens else None,
+            exact_kl=scored.exact_kl,
+            entropy=scored.entropy,
             hidden=padded("hidden"),
             below=pad_below(attention, below) if len(below) == len(completions) else None,
             ref_hidden=scored.ref_hidden,

@@ -11,8 +11,9 @@ import torch
 from lm_gym.cycle import Cycle
 from lm_gym.demonstrations import Demonstration, load_demonstrations
 from lm_gym.forward import by_length, chosen_logprobs
-from lm_gym.mdp import SCORING_TOKENS, AlignmentMDP
+from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
+from lm_gym.reference_pass import SCORING_TOKENS
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent

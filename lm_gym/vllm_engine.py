@@ -20,8 +20,8 @@ import torch
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.forward import by_length, pad_texts, response_hidden, token_logprobs
 from lm_gym.loading import load_model, quiet, resolve_dtype
-from lm_gym.mdp import SCORING_TOKENS
 from lm_gym.models import CausalLM, TransformersLM
+from lm_gym.reference_pass import SCORING_TOKENS
 from lm_gym.vllm_process import import_vllm, open_llm, process_as_it_was, release
 from lm_gym.vllm_weights import checksum, named_weights, save
 

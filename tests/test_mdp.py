@@ -110,7 +110,7 @@ def test_scoring_in_small_batches_changes_nothing(monkeypatch: pytest.MonkeyPatc
     mdp = small_mdp(LM)
     done = [completion(mdp, e) for e in play(LMAlignEnv(mdp=mdp), 6)]
     at_once = mdp.score(done)
-    monkeypatch.setattr("lm_gym.mdp.SCORING_TOKENS", 20)
+    monkeypatch.setattr("lm_gym.reference_pass.SCORING_TOKENS", 20)
     torch.testing.assert_close(mdp.score(done).rewards, at_once.rewards, atol=1e-5, rtol=0)
 
 

@@ -6,6 +6,7 @@ from small_models import SHARED, letter_reward, small_lm, small_mdp
 from small_models import small_env as make
 
 from lm_gym.env import LMAlignEnv
+from lm_gym.reference_pass import reference_pass
 from lm_gym.rendering import _drawn, printable, tint
 
 END = 2
@@ -27,7 +28,7 @@ def test_render_human_tints_every_token_by_its_kl(capsys: pytest.CaptureFixture[
     for action, logprob in ((3, -0.1), (4, -9.0), (END, -0.5)):
         env.report_logprob(logprob)
         env.step(action)
-    refs = env.stepper.mdp.reference_pass([(3, 4, 5)], [[3, 4, END]])[0][0].numpy()
+    refs = reference_pass(env.stepper.mdp, [(3, 4, 5)], [[3, 4, END]]).logprobs[0].numpy()
     np.testing.assert_allclose(env._nats, np.array([-0.1, -9.0, -0.5]) - refs, atol=1e-4)
     text = _drawn(env.stepper, env._last, env._nats)
     assert text.plain.startswith("abcab\neos, 3 tokens, score ")
