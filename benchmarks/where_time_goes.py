@@ -22,7 +22,7 @@ from iteration import CONFIG, EPOCHS, MINIBATCHES, TEXTS, make_env
 KINDS = {
     "matrix products": ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear"),
     "attention": ("aten::_scaled_dot",),
-    "activation": ("aten::gelu", "aten::tanh", "aten::pow"),
+    "activation": ("aten::gelu", "aten::tanh", "aten::pow", "aten::sigmoid", "aten::addcmul", "_Gelu"),
     "softmax, log-probs": ("aten::_log_softmax", "aten::exp", "aten::gather", "aten::scatter", "_ChosenLog"),
     "norms": ("aten::native_layer_norm",),
     "optimizer, clipping": ("aten::_fused_adam", "aten::linalg_vector_norm", "aten::_foreach", "Optimizer."),

@@ -80,7 +80,9 @@ class Minibatch:
         self.agent, self.texts, self.part, self.total = agent, index, rollout.select(index), total
         self.device = agent.policy.lm.device
         self.mask = self.part.response_mask
-        self.text = self.mask.nonzero()[:, 0].to(self.device)
+        text, step = self.mask.nonzero(as_tuple=True)
+        self.where = index[text], step  # of each token in the rollout's (B, T)
+        self.text = text.to(self.device)
         part = self.part
         config = agent.config
         assert isinstance(config, PolicyGradientConfig)
@@ -90,8 +92,7 @@ class Minibatch:
             )
             self.logits = self._logits()
         self.weights = self.take(share)
-        self.old_logprobs = self.part.logprobs[self.mask].to(self.device)
-        self.tokens = self.part.tokens[self.mask].to(self.device)
+        self.old_logprobs, self.tokens = self.take(rollout.logprobs), self.take(rollout.tokens)
         self.logprobs = chosen_logprobs(self.logits, self.tokens)
 
     @cached_property
@@ -108,9 +109,7 @@ class Minibatch:
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """(n, ...) of something that the whole rollout has for every token, (B, T, ...), or every text, (B,)."""
-        if x.dim() == 1:
-            return x[self.texts].to(self.device)[self.text]
-        return x[self.texts, : self.mask.shape[1]][self.mask].to(self.device)
+        return x[self.where[0] if x.dim() == 1 else self.where].to(self.device)
 
     def sums(self, x: torch.Tensor) -> torch.Tensor:
         """(b,) sums of (n,) over each text."""
