@@ -84,6 +84,7 @@ class LMAgent:
                 lora_rank=c.lora_rank,
                 lora_alpha=c.lora_alpha,
                 frozen_layers=c.frozen_layers,
+                frozen_head=c.frozen_head,
                 frozen=not self.trains,
             )
         self.params = self.policy.trainable()

@@ -31,6 +31,9 @@ class AgentConfig:
     """LoRA's scale; None: twice the rank."""
     frozen_layers: int = 0
     """The embeddings and so many lower layers stay frozen, the reference's own tensors."""
+    frozen_head: bool = False
+    """With ``frozen_layers``: the output head stays frozen too, which learns less for a little less time. False: it is
+    trained, as a copy of its own where it is tied to the embeddings."""
     rows: int | None = None
     """Texts that decode at once, the rest refilling finished rows; None: all."""
     seed: int = 0
@@ -79,6 +82,8 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
         value, (low, high) = getattr(config, key), BOUNDS[key]
         if value is not None and not low <= value <= high:
             raise ValueError(f"{key} expected {low:g} to {high:g}, got {value!r}")
+    if config.frozen_head and not config.frozen_layers:
+        raise ValueError("frozen_head has no effect with frozen_layers=0: freeze lower layers with it, or leave it out")
     check_choice("lr_schedule", config.lr_schedule, ("linear", "cosine", "constant"))
     minibatch = getattr(config, "minibatch_size", None)
     if minibatch is not None and not 1 <= minibatch <= config.batch_size:

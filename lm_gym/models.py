@@ -217,6 +217,15 @@ class TransformersLM(CausalLM):
         room[source] = out
         return Below(blocks, room.view(*input_ids.shape, -1))
 
+    def untie_head(self) -> None:
+        """Give an output head that is tied to the input embeddings weights of its own, trained whatever those are."""
+        lm = self.causal_lm()
+        head = lm.get_output_embeddings()
+        if head.weight is not lm.get_input_embeddings().weight:
+            return
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        lm.config.tie_word_embeddings = False
+
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
 

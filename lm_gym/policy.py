@@ -95,6 +95,7 @@ class Policy(nn.Module):
         lora_rank: above 0: LoRA of this rank on every linear layer of the trunk; the weights below are the reference's
             own tensors. lora_alpha: its scale; None: twice the rank.
         frozen_layers: the embeddings and so many lower layers stay the reference's own tensors.
+        frozen_head: with them the output head does too. False: it is trained, untied if the embeddings hold it.
         frozen: nothing is trained: the policy is what policies start from.
     """
 
@@ -106,6 +107,7 @@ class Policy(nn.Module):
         lora_rank: int = 0,
         lora_alpha: float | None = None,
         frozen_layers: int = 0,
+        frozen_head: bool = False,
         frozen: bool = False,
     ) -> None:
         super().__init__()
@@ -118,9 +120,13 @@ class Policy(nn.Module):
             self.lm = mdp.initial_policy(share=lambda lm: lm.parameters())
             add_lora(self.lm, lora_rank, 2.0 * lora_rank if lora_alpha is None else lora_alpha)
         elif frozen_layers:
-            self.lm = mdp.initial_policy(share=lambda lm: lower_layers(lm, frozen_layers))
-            for p in lower_layers(self.lm, frozen_layers):
+            stays = partial(lower_layers, n=frozen_layers, head=frozen_head)
+            self.lm = mdp.initial_policy(share=stays)
+            for p in stays(self.lm):
                 p.requires_grad_(False)
+            if not frozen_head:
+                assert isinstance(self.lm, TransformersLM)  # others have no lower layers
+                self.lm.untie_head()
         else:
             self.lm = mdp.initial_policy()
         self.kind = critic
@@ -213,8 +219,8 @@ def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
     lm.eval()
 
 
-def lower_layers(lm: CausalLM, n: int) -> list[nn.Parameter]:
-    """The parameters of the embeddings and of the n lowest layers."""
+def lower_layers(lm: CausalLM, n: int, head: bool = False) -> list[nn.Parameter]:
+    """The parameters of the embeddings and of the n lowest layers, and of the output head if asked for."""
     if not isinstance(lm, TransformersLM):
         raise ValueError(f"frozen_layers expected a transformers model, got {type(lm).__name__}")
     base = lm._base()
@@ -226,4 +232,6 @@ def lower_layers(lm: CausalLM, n: int) -> list[nn.Parameter]:
     blocks: list[nn.Module] = [base.get_input_embeddings(), *layers[:n]]
     if hasattr(base, "wpe"):
         blocks.append(base.wpe)
+    if head:
+        blocks.append(lm.causal_lm().get_output_embeddings())
     return [p for block in blocks for p in block.parameters()]

@@ -295,7 +295,9 @@ def test_predict_refuses_other_observations_where_the_choice_is_restricted() -> 
     assert free.predict(obs, deterministic=True)[0] >= 0
 
 
-@pytest.mark.parametrize("config", [{}, {"lora_rank": 4}, {"frozen_layers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "config", [{}, {"lora_rank": 4}, {"frozen_layers": 1}, {"frozen_layers": 1, "frozen_head": True}], ids=str
+)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_save_pretrained_is_a_plain_model_with_the_agents_greedy_tokens(
     config: dict[str, Any], kind: str, tmp_path: Path

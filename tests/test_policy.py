@@ -13,7 +13,11 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("options", [{}, {"critic": "separate"}, {"lora_rank": 2}, {"frozen_layers": 1}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"critic": "separate"}, {"lora_rank": 2}, {"frozen_layers": 1}, {"frozen_layers": 1, "frozen_head": True}],
+    ids=str,
+)
 def test_it_starts_as_the_model_with_values_of_0(kind: str, options: dict) -> None:
     mdp = problem(kind, temperature=0.7)
     policy = Policy(mdp, **{"critic": "shared", **options})
@@ -38,6 +42,24 @@ def test_a_separate_critic_trains_no_policy_weight() -> None:
     policy.at_tokens(*batch())[1].sum().backward()
     assert all(p.grad is None for p in policy.lm.parameters())
     assert any(p.grad is not None and p.grad.any() for p in policy.critic.lm.parameters())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])  # GPT-2's head is tied to its embeddings
+def test_the_head_above_frozen_layers_is_the_policys_own(kind: str) -> None:
+    mdp = problem(kind)
+    before = mdp.reference.fingerprint()
+    policy = Policy(mdp, frozen_layers=1)
+    head = policy.lm.model.get_output_embeddings().weight
+    assert head is policy.trainable()["lm.model.lm_head.weight"]
+    assert policy.lm.model.get_input_embeddings().weight is mdp.reference.model.get_input_embeddings().weight
+    assert not policy.lm.model.config.tie_word_embeddings
+    with torch.no_grad():
+        head.add_(1.0)
+    assert mdp.reference.fingerprint() == before
+    assert mdp.reference.model.config.tie_word_embeddings == (kind == "gpt2")
+    whole = Policy(mdp, frozen_layers=1, frozen_head=True)
+    assert whole.lm.model.get_output_embeddings().weight is mdp.reference.model.get_output_embeddings().weight
+    assert not any("head" in name for name in whole.trainable())
 
 
 def test_layers_are_counted() -> None:

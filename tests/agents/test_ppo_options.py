@@ -29,6 +29,7 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any], float]] = [
     ({"kind": "gpt2"}, {"lora_rank": 4, "learning_rate": 1e-2}, 2.5),
     ({}, {"frozen_layers": 1}, 2.5),
     ({"kind": "gpt2"}, {"frozen_layers": 1}, 2.0),
+    ({"kind": "gpt2"}, {"frozen_layers": 1, "frozen_head": True}, 2.0),
     ({}, {"kl_reference": "ema"}, 2.5),
     ({}, {"kl_reference": "ema", "lora_rank": 4, "learning_rate": 1e-2}, 2.5),
     ({}, {"kl_reference": "ema", "kl_estimator": "exact", **LOSS}, 1.5),
