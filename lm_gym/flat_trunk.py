@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from lm_gym.activations import gelu_new
 from lm_gym.hooks import has_hooks
@@ -229,7 +230,8 @@ def _start(base: Any, texts: FlatTexts, below: torch.Tensor | None) -> tuple[tor
 def _gpt2_block(
     b: Any, h: torch.Tensor, attend: Attend, out: torch.Tensor | None, heads: int, gelu: bool
 ) -> torch.Tensor:
-    q, k, v = b.attn.c_attn(b.ln_1(h)).view(len(h), 3, heads, -1).unbind(1)
+    [qkv] = _projected(b.ln_1, [b.attn.c_attn], h)
+    q, k, v = qkv.view(len(h), 3, heads, -1).unbind(1)
     y = attend(q, k, v)
     if out is not None:
         h, y = h.index_select(0, out), y.index_select(0, out)
@@ -241,20 +243,47 @@ def _gpt2_block(
 def _llama_block(
     b: Any, h: torch.Tensor, attend: Attend, out: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
 ) -> torch.Tensor:
-    a, x, half = b.self_attn, _norm(b.input_layernorm, h), cos.shape[-1] // 2
-
-    v = a.v_proj(x).view(len(h), -1, a.head_dim)
+    a, half = b.self_attn, cos.shape[-1] // 2
+    projected = _projected(b.input_layernorm, [a.q_proj, a.k_proj, a.v_proj], h)
+    q, k, v = (x.view(len(h), -1, a.head_dim) for x in projected)
 
     def turned(y: torch.Tensor) -> torch.Tensor:
-        y = y.view(len(h), -1, a.head_dim)
         return (y * cos + torch.cat([y[..., half:], y[..., :half]], -1) * sin).to(v.dtype)
 
-    y = attend(turned(a.q_proj(x)), turned(a.k_proj(x)), v)
+    y = attend(turned(q), turned(k), v)
     if out is not None:
         h, y = h.index_select(0, out), y.index_select(0, out)
     h = h + a.o_proj(y)
     x = _norm(b.post_attention_layernorm, h)
     return h + b.mlp.down_proj(b.mlp.act_fn(b.mlp.gate_proj(x)) * b.mlp.up_proj(x))
+
+
+def _projected(norm: Any, projections: list[Any], h: torch.Tensor) -> list[torch.Tensor]:
+    """Projections of a norm's output (n, d). Where nothing below ``h`` is trained, its scale and shift are folded in:
+
+        (γ·x + β)·W + b = x·(γ·W) + (β·W + b)
+
+    ``h`` needs no gradient there, and that of x, a product as large as the projection's own, would serve γ and β alone.
+    """
+    folds = torch.is_grad_enabled() and not h.requires_grad and h.dtype == torch.float32
+    plain = all((type(p) is nn.Linear or _conv1d(p)) and not has_hooks(p) for p in projections)
+    if not folds or not plain or has_hooks(norm):
+        x = _norm(norm, h)
+        return [p(x) for p in projections]
+    rms, width = type(norm).__name__.endswith("RMSNorm"), (h.shape[-1],)
+    x = F.rms_norm(h, width, eps=norm.variance_epsilon) if rms else F.layer_norm(h, width, eps=norm.eps)
+    out = []
+    for p in projections:
+        weight = p.weight if _conv1d(p) else p.weight.T  # (d, out)
+        bias = p.bias if rms else p.bias + norm.bias @ weight
+        weight = norm.weight[:, None] * weight
+        out.append(x @ weight if bias is None else torch.addmm(bias, x, weight))
+    return out
+
+
+def _conv1d(module: Any) -> bool:
+    """GPT-2's projections, which hold their weights as (in, out)."""
+    return type(module).__name__ == "Conv1D"
 
 
 def _norm(module: Any, x: torch.Tensor) -> torch.Tensor:
