@@ -249,7 +249,8 @@ def main() -> None:
     if args.ratios:
         return ratios(args.ratios)
     given = dict(pair.split("=", 1) for pair in args.set)
-    args.set = {k: v if v.isalpha() or v[0].isalpha() else ast.literal_eval(v) for k, v in given.items()}
+    words = {"True": True, "False": False, "None": None}
+    args.set = {k: words[v] if v in words else v if v[0].isalpha() else ast.literal_eval(v) for k, v in given.items()}
     found = measure(args)
     print(json.dumps(found))
     if args.json:

@@ -78,6 +78,9 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"
             raise ValueError(f"{owner} has no field {key!r}; {hint}")
     config = kind(**given)
+    for f in dataclasses.fields(config):
+        if isinstance(f.default, bool) and not isinstance(getattr(config, f.name), bool):
+            raise ValueError(f"{f.name} expected True or False, got {getattr(config, f.name)!r}")
     for key in known & set(BOUNDS):
         value, (low, high) = getattr(config, key), BOUNDS[key]
         if value is not None and not low <= value <= high:

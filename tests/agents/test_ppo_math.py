@@ -239,6 +239,7 @@ def test_adaptive_kl_takes_the_sum_over_the_text_and_moves_after_the_update() ->
         ({"lr_schedule": "step"}, "lr_schedule expected"),
         ({"lora_rank": 2, "frozen_layers": 1}, "expected one of the two"),
         ({"frozen_layers": 3}, "got 3 for a model with 2 layers"),
+        ({"frozen_layers": 1, "frozen_head": "False"}, "frozen_head expected True or False, got 'False'"),
         ({"frozen_head": True}, "frozen_head has no effect with frozen_layers=0"),
         ({"learning_rat": 0.1}, "did you mean 'learning_rate'"),
     ],
