@@ -32,8 +32,7 @@ class AgentConfig:
     frozen_layers: int = 0
     """The embeddings and so many lower layers stay frozen, the reference's own tensors."""
     frozen_head: bool = False
-    """With ``frozen_layers``: the output head stays frozen too, which learns less for a little less time. False: it is
-    trained, as a copy of its own where it is tied to the embeddings."""
+    """With frozen_layers: the output head is frozen too (learns less); False: trained, untied from the embeddings."""
     rows: int | None = None
     """Texts that decode at once, the rest refilling finished rows; None: all."""
     seed: int = 0
