@@ -107,7 +107,10 @@ def main() -> None:
     import torch
     from learning_curve import as_plain
 
+    from lm_gym.host_memory import keep_freed_memory
+
     torch.set_num_threads(1)
+    keep_freed_memory()  # as `learn` does
     found = {"now": parts(args.assets)}
     with as_plain():
         found["plain"] = parts(args.assets)
