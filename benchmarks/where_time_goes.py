@@ -3,13 +3,14 @@
     python benchmarks/where_time_goes.py --figure docs/img/where_time_goes.svg
 
 Once as it is, and once the plain way (the modules of transformers over padded texts, torch's own log-softmax). Each
-part runs alone: decoding, scoring (judge, reference, what is logged), and the update. Bars are CPU seconds without the
-profiler, divided by the profiler's shares of self time.
+part runs alone, both ways in turns: decoding, scoring (judge, reference, what is logged), and the update. Bars are CPU
+seconds without the profiler, divided by the profiler's shares of self time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -37,18 +38,16 @@ KINDS = {
     ),
 }
 REST = "everything else"
-REPEATS = 3
+REPEATS = 5
 
 
-def shares(call: Callable[[], Any]) -> tuple[float, dict[str, float]]:
-    """CPU seconds of a call (the least of some), and how they divide by kind of operation."""
+Found = dict[str, dict[str, tuple[float, dict[str, float]]]]
+
+
+def shares(call: Callable[[], Any]) -> dict[str, float]:
+    """How the time of a call divides by kind of operation."""
     from torch.profiler import ProfilerActivity, profile
 
-    took = []
-    for _ in range(REPEATS):
-        start = time.process_time()
-        call()
-        took.append(time.process_time() - start)
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         call()
     found = dict.fromkeys([*KINDS, REST], 0.0)
@@ -56,11 +55,11 @@ def shares(call: Callable[[], Any]) -> tuple[float, dict[str, float]]:
         kind = next((k for k, names in KINDS.items() if event.key.startswith(names)), REST)
         found[kind] += event.self_cpu_time_total
     total = sum(found.values())
-    return min(took), {k: v / total for k, v in found.items()}
+    return {k: v / total for k, v in found.items()}
 
 
-def parts(folder: str) -> dict[str, tuple[float, dict[str, float]]]:
-    """Of an agent's decoding, scoring and update on the benchmark's work."""
+def parts(folder: str) -> dict[str, Callable[[], Any]]:
+    """An agent's decoding, scoring and update on the benchmark's work."""
     from lm_gym.cli.options import load_agent
 
     env, _ = make_env(folder, "ppo")
@@ -69,16 +68,37 @@ def parts(folder: str) -> dict[str, tuple[float, dict[str, float]]]:
     agent = load_agent("ppo")(env, learning_rate=1e-9, ratio_tolerance=1.0, **{**fixed, **CONFIG["ppo"]})
     prompts = [p.token_ids for p in agent.prompts_for_update()]
     generate = agent.engine.generate
-    out = {"decode": shares(lambda: generate(prompts, agent.generation_params))}
     ready = generate(prompts, agent.generation_params)
     agent.engine.generate = lambda *_: ready
-    out["score"] = shares(agent.collect)
     rollout, _ = agent.collect()
-    out["update"] = shares(lambda: agent.update(rollout))
-    return out
+    return {
+        "decode": lambda: generate(prompts, agent.generation_params),
+        "score": agent.collect,
+        "update": lambda: agent.update(rollout),
+    }
 
 
-def draw(found: dict[str, dict[str, tuple[float, dict[str, float]]]], out: Path) -> None:
+def measured(ways: dict[str, Callable[[], Any]], folder: str) -> Found:
+    """CPU seconds of every part (the least of some, the ways in turns), and how they divide."""
+    calls = {}
+    for way, context in ways.items():
+        with context():
+            calls[way] = parts(folder)
+    found: Found = {way: {} for way in ways}
+    for part in ("decode", "score", "update"):
+        took: dict[str, list[float]] = {way: [] for way in ways}
+        for way in [*ways] * REPEATS:
+            with ways[way]():
+                start = time.process_time()
+                calls[way][part]()
+                took[way].append(time.process_time() - start)
+        for way, context in ways.items():
+            with context():
+                found[way][part] = min(took[way]), shares(calls[way][part])
+    return found
+
+
+def draw(found: Found, out: Path) -> None:
     """A bar a part and way."""
     import matplotlib
 
@@ -111,9 +131,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     keep_freed_memory()  # as `learn` does
-    found = {"now": parts(args.assets)}
-    with as_plain():
-        found["plain"] = parts(args.assets)
+    found = measured({"now": contextlib.nullcontext, "plain": as_plain}, args.assets)
     for way, by_part in found.items():
         for part, (seconds, of) in by_part.items():
             kinds = ", ".join(f"{k} {v:.0%}" for k, v in sorted(of.items(), key=lambda kv: -kv[1]) if v >= 0.01)
