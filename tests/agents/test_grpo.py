@@ -104,8 +104,7 @@ def test_it_goes_to_its_end_point() -> None:
 
 @pytest.mark.slow
 def test_its_end_point_to_the_digits() -> None:
-    # its noise does not vanish there: .0018 above on a CPU with AVX-512, .0022 with AVX2, standard error .0008
-    exact_runs.assert_ends_at(GRPO, END, within=0.003)
+    exact_runs.assert_ends_at(GRPO, END)
 
 
 @pytest.mark.slow
