@@ -4,6 +4,7 @@ of texts, texts in a batch, vocabulary, size of the model.
     python benchmarks/growth.py                 # measures what docs/results/growth.jsonl lacks; draws; 5 CPU minutes
     python benchmarks/growth.py --draw          # only the figure and the tables, from what was measured
     python benchmarks/growth.py --quick         # two tiny points an axis, into a temporary folder
+    python benchmarks/growth.py --device cuda   # into docs/results/growth-cuda.jsonl
 
 An iteration decodes, scores and updates (1 epoch of 4 minibatches): GPT-2 of random weights, a classifier of its size
 as the judge, float32, one thread. The floor is plain_ppo.py. Texts have a fixed number of tokens: the EOS logit is -30
@@ -11,7 +12,8 @@ in every state.
 
 Every point and tool is a process of its own, forked after the imports. Ours and the floor take turns; the first turn of
 each warms up. Peak memory is the high-water mark of resident memory since the models were made, less what was resident
-then: what an iteration adds (cache, rollout, activations, gradients, Adam's moments). Linux only (/proc/self).
+then: what an iteration adds (cache, rollout, activations, gradients, Adam's moments). Linux only (/proc/self). On a GPU
+seconds are the clock's, and memory is what PyTorch took there.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -32,6 +33,7 @@ from typing import Any
 
 import growth_figure
 from growth_figure import PARTS, TOOLS
+from timing import Clock, seconds, unit
 
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 MINIBATCHES, PROMPT, POSITIONS, EOS = 4, 16, 1040, 1
@@ -66,7 +68,7 @@ QUICK: dict[str, list[Point]] = {
 WARM = Point(texts=4, tokens=8, layers=1, width=64)
 
 
-def models(point: Point) -> tuple[Any, Any]:
+def models(point: Point, device: str) -> tuple[Any, Any]:
     """A policy of random weights that never ends a text, and a judge of its size."""
     import torch
     from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
@@ -81,7 +83,7 @@ def models(point: Point) -> tuple[Any, Any]:
         norm, embedding = lm.transformer.ln_f, lm.transformer.wte.weight
         norm.weight[0], norm.bias[0] = 0.0, 1.0
         embedding[EOS], embedding[EOS, 0] = 0.0, -30.0
-    return lm, judge
+    return lm.to(device), judge.to(device)
 
 
 def prompts(point: Point) -> Any:
@@ -91,11 +93,10 @@ def prompts(point: Point) -> Any:
     return torch.randint(3, point.vocab, (point.texts, PROMPT), generator=torch.Generator().manual_seed(0))
 
 
-def ours(point: Point) -> Callable[[], dict[str, float]]:
-    """One iteration of lm_gym's PPO, a call: CPU seconds of its parts."""
+def ours(point: Point, device: str) -> Callable[[], dict[str, float]]:
+    """One iteration of lm_gym's PPO, a call: seconds of its parts."""
     import gymnasium as gym
     import torch
-    from iteration import Clock
     from tokenizers import Tokenizer, pre_tokenizers
     from tokenizers import models as kinds
     from transformers import PreTrainedTokenizerFast
@@ -108,7 +109,7 @@ def ours(point: Point) -> Callable[[], dict[str, float]]:
     raw = Tokenizer(kinds.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=words[0], eos_token=words[1], unk_token="<unk>")
-    lm, classifier = models(point)
+    lm, classifier = models(point, device)
     judge = Classifier(classifier, tokenizer=tokenizer)
 
     @torch.inference_mode()
@@ -128,58 +129,68 @@ def ours(point: Point) -> Callable[[], dict[str, float]]:
     )
     size = {"batch_size": point.texts, "minibatch_size": point.texts // MINIBATCHES}
     agent = PPO(env, seed=0, epochs=1, learning_rate=1e-5, lr_schedule="constant", critic="shared", **size)
-    decode, update = Clock(), Clock()
+    decode, update = Clock(device), Clock(device)
+    counts = int(device == "cpu")  # of wall and CPU seconds
     agent.engine.generate = decode.around(agent.engine.generate)
     agent.update = update.around(agent.update)
 
     def iteration() -> dict[str, float]:
-        before, started = agent.tokens, time.process_time()
+        before, started = agent.tokens, seconds(device)
         agent.learn(1)  # the update that passes one token is the last
-        whole = time.process_time() - started
+        whole = seconds(device) - started
         if agent.tokens - before != point.texts * point.tokens:
             raise SystemExit(f"{point} expected texts of a fixed length, got {agent.tokens - before} tokens in all")
-        parts = {"decode": decode.take()[1], "update": update.take()[1]}
+        parts = {"decode": decode.take()[counts], "update": update.take()[counts]}
         return parts | {"score": whole - sum(parts.values())}
 
     return iteration
 
 
-def floor(point: Point) -> Callable[[], dict[str, float]]:
-    """One iteration of the floor, a call: CPU seconds of its parts."""
+def floor(point: Point, device: str) -> Callable[[], dict[str, float]]:
+    """One iteration of the floor, a call: seconds of its parts."""
     from plain_ppo import ppo_iteration
 
-    return ppo_iteration(*models(point), prompts(point), point.tokens, minibatches=MINIBATCHES)
+    return ppo_iteration(*models(point, device), prompts(point).to(device), point.tokens, minibatches=MINIBATCHES)
 
 
 MAKE = {"ours": ours, "floor": floor}
 
 
-def memory(what: str) -> float:
-    """MiB of this process: "VmRSS" now, "VmHWM" at most since the last :func:`forget_peak`."""
+def memory(device: str, *, peak: bool = False) -> float:
+    """MiB in use now, or at most since the last :func:`forget_peak`: of this process, or on its GPU."""
+    if device != "cpu":
+        import torch
+
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(what)) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM" if peak else "VmRSS")) / 1024
 
 
-def forget_peak() -> None:
+def forget_peak(device: str) -> None:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def serve(tool: str, point: Point, pipe: Any) -> None:
+def serve(tool: str, point: Point, device: str, pipe: Any) -> None:
     """The process of a point and tool: an iteration whenever it is asked for one."""
     warnings.filterwarnings("ignore")
-    MAKE[tool](WARM)()  # what torch sets up on first use is no part of an iteration
-    forget_peak()
-    imported = memory("VmRSS")
-    iteration = MAKE[tool](point)
-    forget_peak()
-    built = memory("VmRSS")
+    MAKE[tool](WARM, device)()  # what torch sets up on first use is no part of an iteration
+    forget_peak(device)
+    imported = memory(device)
+    iteration = MAKE[tool](point, device)
+    forget_peak(device)
+    built = memory(device)
     pipe.send(built - imported)
     while pipe.recv():
-        pipe.send((iteration(), memory("VmHWM") - built))
+        pipe.send((iteration(), memory(device, peak=True) - built))
 
 
-def measure(axis: str, point: Point, turns: tuple[int, int]) -> list[dict[str, Any]]:
+def measure(axis: str, point: Point, device: str, turns: tuple[int, int]) -> list[dict[str, Any]]:
     """A row for each tool, measured in turns."""
     import torch
 
@@ -187,7 +198,7 @@ def measure(axis: str, point: Point, turns: tuple[int, int]) -> list[dict[str, A
     pipes, processes = {}, []
     for tool in TOOLS:
         pipes[tool], end = fork.Pipe()
-        processes.append(fork.Process(target=serve, args=(tool, point, end), daemon=True))
+        processes.append(fork.Process(target=serve, args=(tool, point, device, end), daemon=True))
         processes[-1].start()
         end.close()
     try:
@@ -212,6 +223,7 @@ def measure(axis: str, point: Point, turns: tuple[int, int]) -> list[dict[str, A
     rows = []
     for tool, answers in found.items():
         row = {"axis": axis, "tool": tool, **asdict(point), "params": params, "torch": torch.__version__}
+        row["device"] = device
         row |= {part: [round(seconds[part], 4) for seconds, _ in answers[1:]] for part in PARTS}
         row |= {"peak_mb": round(answers[-1][1], 1), "models_mb": round(built[tool], 1)}
         rows.append(row | {"load": round(os.getloadavg()[0], 2)})
@@ -223,12 +235,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two tiny points an axis, into a temporary folder")
     parser.add_argument("--draw", action="store_true", help="measure nothing")
     parser.add_argument("--axes", nargs="+", choices=list(AXES), default=list(AXES), help="which to measure")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--results", type=Path, help="default: docs/results/growth.jsonl")
     parser.add_argument("--figure", type=Path, help="default: docs/img/growth.svg; .pdf, .png")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="growth")) if args.quick else None
-    args.results = args.results or (folder or DOCS / "results") / "growth.jsonl"
-    args.figure = args.figure or (folder or DOCS / "img") / "growth.svg"
+    name = "growth" if args.device == "cpu" else f"growth-{args.device}"
+    args.results = args.results or (folder or DOCS / "results") / f"{name}.jsonl"
+    args.figure = args.figure or (folder or DOCS / "img") / f"{name}.svg"
     rows = [json.loads(line) for line in args.results.read_text().splitlines()] if args.results.exists() else []
     done = {(row["axis"], *(row[key] for key in asdict(Point()))) for row in rows}
     if not args.draw:
@@ -237,21 +251,20 @@ def main() -> None:
 
         torch.set_num_threads(1)
         transformers.logging.set_verbosity_error()
-        for make in MAKE.values():  # loads everything, once; a backward pass here would leave threads, which forks lack
-            make(WARM)
+        # loads everything, once; a backward pass here would leave threads, which forks lack, as they would lack a GPU
+        for make in MAKE.values():
+            make(WARM, "cpu")
         for axis in args.axes:
             for point in (QUICK if args.quick else AXES)[axis]:
                 if (axis, *asdict(point).values()) in done:
                     continue
-                found = measure(axis, point, (1, 1) if args.quick else TURNS)
+                found = measure(axis, point, args.device, (1, 1) if args.quick else TURNS)
                 with args.results.open("a") as f:
                     f.writelines(json.dumps(row) + "\n" for row in found)
                 rows += found
                 for row in found:
-                    cpu = sum(statistics.median(row[part]) for part in PARTS)
-                    print(
-                        f"{axis} {row[axis]:>10} {row['tool']:6s} {cpu:8.3f} CPU s {row['peak_mb']:8.1f} MB", flush=True
-                    )
+                    spent = f"{sum(statistics.median(row[part]) for part in PARTS):8.3f} {unit(args.device)}"
+                    print(f"{axis} {row[axis]:>10} {row['tool']:6s} {spent} {row['peak_mb']:8.1f} MB", flush=True)
     print(growth_figure.table(rows))
     growth_figure.draw(rows, args.figure)
     print(f"\n{args.results}\n{args.figure}")

@@ -24,12 +24,12 @@ Curve = tuple[np.ndarray, np.ndarray]
 
 
 def seconds(row: dict[str, Any], parts: Sequence[str] = PARTS) -> float:
-    """CPU seconds of an iteration, the median of its turns."""
+    """Seconds of an iteration, the median of its turns."""
     return statistics.median(sum(turn) for turn in zip(*(row[part] for part in parts), strict=True))
 
 
 def curve(rows: Sequence[dict[str, Any]], axis: str, tool: str, what: str) -> Curve:
-    """Sizes along an axis, and CPU seconds ("time", or a part's) or MB beyond the models ("memory")."""
+    """Sizes along an axis, and seconds ("time", or a part's) or MB beyond the models ("memory")."""
     parts = PARTS if what == "time" else (what,)
     pairs = sorted(
         (r[axis], r["peak_mb"] if what == "memory" else seconds(r, parts))
@@ -75,7 +75,9 @@ def draw(rows: Sequence[dict[str, Any]], out: Path) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
     figure, panels = plt.subplots(2, len(NAMES), figsize=(12.5, 5.8), layout="constrained", sharex="col")
-    for row, (what, label) in zip(panels, (("time", "CPU s an iteration"), ("memory", "peak MB beyond the models"))):
+    unit = "CPU s" if rows[0].get("device", "cpu") == "cpu" else "s"
+    labels = {"time": f"{unit} an iteration", "memory": "peak MB beyond the models"}
+    for row, (what, label) in zip(panels, labels.items(), strict=True):
         for panel, (axis, name) in zip(row, NAMES.items(), strict=True):
             for tool, (colour, style) in STYLES.items():
                 points = curve(rows, axis, tool, what)

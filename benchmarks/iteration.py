@@ -3,7 +3,7 @@ a GPT-2 of 4x256 with a vocabulary of 2,000, 4 epochs of 4 minibatches, float32,
 
     python benchmarks/iteration.py --algo ppo --json out.json
     python benchmarks/iteration.py --algo ppo --set autocast=bfloat16 --set frozen_layers=2
-    python benchmarks/iteration.py --device cuda --dtype bfloat16 --layers 12 --hidden 768    # 90 M parameters
+    python benchmarks/iteration.py --device cuda --dtype bfloat16 --layers 12 --hidden 768    # 87 M random weights
 
 Beside TRL and the floor, interleaved, and the paired ratios of it (what docs/performance.md quotes):
 
@@ -27,10 +27,11 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from timing import Clock, machine, now
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 BENCH = Path(__file__).resolve().parents[2] / "shared" / "bench"
@@ -44,56 +45,6 @@ AGAINST = {"ppo": "ppo", "grpo": "grpo", "rloo": "rloo"}
 FLOOR = "ppo_shared_head"
 
 
-def now(device: str) -> tuple[float, float]:
-    """Wall and CPU seconds, once the device has done what it was given."""
-    if device.startswith("cuda"):
-        import torch
-
-        torch.cuda.synchronize()
-    return time.perf_counter(), time.process_time()
-
-
-class Clock:
-    """Wall and CPU seconds of the calls of a function."""
-
-    def __init__(self, device: str = "cpu") -> None:
-        self.device, self.wall, self.cpu = device, 0.0, 0.0
-
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            wall, cpu = now(self.device)
-            out = call(*args, **kwargs)
-            then = now(self.device)
-            self.wall += then[0] - wall
-            self.cpu += then[1] - cpu
-            return out
-
-        return timed
-
-    def take(self) -> tuple[float, float]:
-        out = self.wall, self.cpu
-        self.wall, self.cpu = 0.0, 0.0
-        return out
-
-
-def machine(device: str, dtype: Any) -> tuple[float, float]:
-    """Bytes a second of a copy, and multiply-adds a second of a matrix product, on a device in a precision."""
-    import torch
-
-    x = torch.ones(32_000_000 if device == "cpu" else 512_000_000, dtype=torch.float32, device=device)
-    a = torch.ones(1024 if device == "cpu" else 8192, 1024 if device == "cpu" else 8192, dtype=dtype, device=device)
-    rates = []
-    for work, call in ((2 * x.numel() * x.element_size(), x.clone), (a.shape[0] ** 3, lambda: a @ a)):
-        call()
-        took = []
-        for _ in range(5):
-            start = now(device)[0]
-            call()
-            took.append(now(device)[0] - start)
-        rates.append(work / min(took))
-    return rates[0], rates[1]
-
-
 def make_env(folder: str, algo: str, layers: int = 4, hidden: int = 256, **more: Any) -> tuple[Any, dict[str, Any]]:
     """The benchmark's problem for an algorithm, and what tiny.py says of it."""
     import gymnasium as gym
@@ -105,7 +56,9 @@ def make_env(folder: str, algo: str, layers: int = 4, hidden: int = 256, **more:
     sys.path.insert(0, str(BENCH))
     import tiny  # ../shared/bench
 
-    tiny.make_assets(folder, layers=layers, hidden=hidden, heads=max(4, hidden // 64))
+    # other shapes keep random weights, which may not end a text: to train 87 M takes a quarter of an hour
+    trained = {} if (layers, hidden) == (4, 256) else {"pretrain_steps": 0}
+    tiny.make_assets(folder, layers=layers, hidden=hidden, heads=max(4, hidden // 64), **trained)
     meta = tiny.load_meta(folder)
 
     def lexicon(completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -131,6 +84,7 @@ def make_env(folder: str, algo: str, layers: int = 4, hidden: int = 256, **more:
         prompts=list(meta["prompts"]),
         reward_model=classifier() if algo == "ppo" else lexicon,
         max_new_tokens=TOKENS,
+        min_new_tokens=TOKENS if trained else 0,
         kl_coef=0.05,
         **more,
     )
@@ -149,6 +103,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     env, meta = make_env(folder, args.algo, args.layers, args.hidden, device=args.device, dtype=args.dtype)
     fixed = {"batch_size": TEXTS, "minibatch_size": TEXTS // MINIBATCHES, "epochs": EPOCHS, "lr_schedule": "constant"}
     agent = load_agent(args.algo)(env, seed=args.seed, learning_rate=1e-5, **{**fixed, **CONFIG[args.algo], **args.set})
+    if args.cuda_graphs:
+        agent.engine.cuda_graphs = True
     decode, update = Clock(args.device), Clock(args.device)
     agent.engine.generate = decode.around(agent.engine.generate)
     agent.update = update.around(agent.update)
@@ -182,7 +138,15 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         return {"median": round(statistics.median(xs), 4), "min": round(min(xs), 4), "max": round(max(xs), 4)}
 
     out: dict[str, Any] = {"tool": "lm-gym", "algo": args.algo, "torch": torch.__version__, "device": args.device}
-    out |= {"set": args.set, "iters": len(rows), "threads": args.threads, "params": meta["params"], "seed": args.seed}
+    out |= {
+        "dtype": args.dtype,
+        "cuda_graphs": args.cuda_graphs,
+        "set": args.set,
+        "iters": len(rows),
+        "threads": args.threads,
+        "params": meta["params"],
+        "seed": args.seed,
+    }
     out |= {"tokens_per_iter": TEXTS * TOKENS, "optimizer_steps": steps[0]}
     for j, unit in enumerate(("wall", "cpu")):
         out |= {f"{part}_{unit}": stat([r[part][j] for r in rows]) for part in ("gen", "score", "opt")}
@@ -205,7 +169,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def ratios(folder: Path) -> None:
-    """Paired ratios, run by run, of what run_all.py wrote into a folder: CPU seconds an iteration, and peak memory."""
+    """Paired ratios, run by run, of what run_all.py wrote into a folder: seconds an iteration, and peak memory."""
     runs: dict[str, dict[int, Any]] = {}
     for path in sorted(folder.glob("*.json")):
         name, rep = path.name.rsplit(".", 2)[:2]
@@ -213,14 +177,15 @@ def ratios(folder: Path) -> None:
     floor = runs.pop("floor", {})
     ours = {n: r for n, r in runs.items() if next(iter(r.values())).get("tool") == "lm-gym"}
     for name, mine in ours.items():
-        algo = next(iter(mine.values()))["algo"]
-        bases = {f"TRL {algo}": {i: r["iter_cpu"]["median"] for i, r in runs.get(AGAINST[algo], {}).items()}}
-        bases["floor, shared trunk"] = {i: r["iterations"][FLOOR]["iter_cpu"]["median"] for i, r in floor.items()}
+        first = next(iter(mine.values()))
+        algo, key = first["algo"], "iter_cpu" if first["device"] == "cpu" else "iter_wall"
+        bases = {f"TRL {algo}": {i: r[key]["median"] for i, r in runs.get(AGAINST[algo], {}).items()}}
+        bases["floor, shared trunk"] = {i: r["iterations"][FLOOR][key]["median"] for i, r in floor.items()}
         for what, base in bases.items():
             both = sorted(set(mine) & set(base))
             if not both:
                 continue
-            found = [mine[i]["iter_cpu"]["median"] / base[i] for i in both]
+            found = [mine[i][key]["median"] / base[i] for i in both]
             print(
                 f"{name:24s} of {what:20s} median {statistics.median(found):.3f} [{min(found):.3f}, {max(found):.3f}], "
                 f"{len(found)} runs; 1/{1 / statistics.median(found):.2f}"
@@ -242,6 +207,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--cuda-graphs", action="store_true", help="decode with Engine(cuda_graphs=True)")
     parser.add_argument("--set", action="append", default=[], help="a field of the agent's configuration, key=value")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--ratios", type=Path, help="only print the paired ratios of a folder of run_all.py")

@@ -18,9 +18,9 @@ class PlainGPT2:
         trunk, config = model.transformer, model.config
         self.heads, self.width = config.n_head, config.n_embd
         self.size, self.at = self.width // self.heads, 0
-        self.keys = torch.empty(config.n_layer, n, self.heads, length, self.size)
-        self.values = torch.empty_like(self.keys)
         self.wte, self.wpe = trunk.wte.weight, trunk.wpe.weight
+        self.keys = self.wte.new_empty(config.n_layer, n, self.heads, length, self.size)
+        self.values = torch.empty_like(self.keys)
         self.g, self.b = trunk.ln_f.weight, trunk.ln_f.bias
         self.blocks = [
             (b.ln_1.weight, b.ln_1.bias, b.attn.c_attn.weight, b.attn.c_attn.bias)

@@ -3,10 +3,12 @@
     python benchmarks/stepping.py                      # 1, 8, 32, 128 rows
     python benchmarks/stepping.py --rows 32 --json out.json
     python benchmarks/stepping.py --vocab 50000 --no-uncached
+    python benchmarks/stepping.py --device cuda --dtype bfloat16 --layers 12 --hidden 768 --no-uncached
 
 Every case writes the same work: N texts of 16 + 32 tokens, sampled from the whole vocabulary, on a GPT-2 of 4 x 256
 (3.7 M parameters, vocabulary 2,000, random weights), one thread. The cases take turns, so that other programs on the
-machine disturb them alike; a ratio is the median over rounds of the ratio of CPU seconds within a round.
+machine disturb them alike; a ratio is the median over rounds of the ratio of CPU seconds (on a GPU: of the clock's)
+within a round.
 
 - generate: ``transformers`` generate, the policy alone.
 - plain loop: GPT-2 written out over preallocated tensors (plain.py), policy and separate reference both decoded; what
@@ -21,11 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
+
+from timing import table, take_turns, unit
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32, 128])
@@ -36,13 +38,17 @@ parser.add_argument("--vocab", type=int, default=2000)
 parser.add_argument("--prompt-length", type=int, default=16)
 parser.add_argument("--new-tokens", type=int, default=32)
 parser.add_argument("--threads", type=int, default=1)
+parser.add_argument("--layers", type=int, default=4)
+parser.add_argument("--hidden", type=int, default=256)
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--dtype", default="float32")
 parser.add_argument("--no-uncached", action="store_true", help="leave out the environment without cache (slow)")
 parser.add_argument("--json")
 
 P, T = 16, 32
 
 
-def build(kind: str, vocab: int, positions: int = 256) -> Any:
+def build(kind: str, vocab: int, positions: int = 256, layers: int = 4, hidden: int = 256) -> Any:
     """A model of random weights with a tokenizer that only decodes: speed does not depend on what it says."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
@@ -54,19 +60,20 @@ def build(kind: str, vocab: int, positions: int = 256) -> Any:
         return load_model("tiny")
     torch.manual_seed(0)
     ids: dict[str, Any] = {"eos_token_id": 1, "bos_token_id": 1, "pad_token_id": 0}
+    heads = max(4, hidden // 64)
     model: Any
     if kind == "gpt2":
         model = GPT2LMHeadModel(
-            GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=256, n_layer=4, n_head=4, **ids)
+            GPT2Config(vocab_size=vocab, n_positions=positions, n_embd=hidden, n_layer=layers, n_head=heads, **ids)
         )
     else:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=vocab,
-                hidden_size=256,
-                intermediate_size=704,
-                num_hidden_layers=4,
-                num_attention_heads=4,
+                hidden_size=hidden,
+                intermediate_size=hidden * 11 // 4,
+                num_hidden_layers=layers,
+                num_attention_heads=heads,
                 max_position_embeddings=positions,
                 **ids,
             )
@@ -114,8 +121,8 @@ def uncached(lm: Any) -> Any:
         @torch.no_grad()
         def _forward(self) -> Any:
             width = max(map(len, self.texts))
-            ids = torch.tensor([[0] * (width - len(t)) + t for t in self.texts])
-            mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in self.texts])
+            ids = torch.tensor([[0] * (width - len(t)) + t for t in self.texts], device=lm.device)
+            mask = torch.tensor([[0] * (width - len(t)) + [1] * len(t) for t in self.texts], device=lm.device)
             return lm.trunk(ids, mask)[:, -1]
 
         def park(self, rows: Any) -> None:
@@ -140,7 +147,7 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
     from lm_gym.sampling import sample
 
     draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(2, lm.vocab_size, (n, P), generator=draw)
+    ids = torch.randint(2, lm.vocab_size, (n, P), generator=draw).to(lm.device)
     # so many that two rows seldom draw the same, which the environment would compute once
     many = torch.randint(2, lm.vocab_size, (64 * n, P), generator=draw).tolist()
     prompts = [Prompt(i, str(i), tuple(row)) for i, row in enumerate(many)]
@@ -199,8 +206,10 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
     def hidden() -> None:
         nonlocal seen, info
         for _ in range(T):
-            logp = torch.log_softmax(masked(head(torch.as_tensor(seen)), info["action_mask"]), -1)
-            seen, _, _, _, info = shared.step(sample(logp, torch.rand(n, generator=sampler)).numpy())
+            states = torch.as_tensor(seen).to(lm.device, lm.dtype)
+            logp = torch.log_softmax(masked(head(states), info["action_mask"]), -1)
+            drawn = sample(logp, torch.rand(n, generator=sampler).to(lm.device))
+            seen, _, _, _, info = shared.step(drawn.cpu().numpy())
 
     out = {
         "generate": generate,
@@ -214,33 +223,6 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
     return out
 
 
-def take_turns(work: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, list[float]]:
-    """CPU seconds a call of every case, by round; each round in the other order. A first round warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for turn in range(rounds + 1):
-        for name in sorted(work, reverse=bool(turn % 2)):
-            started = time.process_time()
-            for _ in range(repeats):
-                work[name]()
-            seconds[name].append((time.process_time() - started) / repeats)
-    return {name: spent[1:] for name, spent in seconds.items()}
-
-
-def table(seconds: dict[str, list[float]], tokens: int, *bases: str) -> dict[str, dict[str, Any]]:
-    """Print every case's tokens a second and its speed relative to the bases' in the same round."""
-    rows: dict[str, dict[str, Any]] = {}
-    for name, spent in seconds.items():
-        rows[name] = {"tokens_per_cpu_second": tokens / statistics.median(spent)}
-        line = f"  {name:20s} {rows[name]['tokens_per_cpu_second']:8.0f}"
-        for base in bases:
-            ratios = [b / s for b, s in zip(seconds[base], spent, strict=True)]
-            key = "of_" + base.replace(" ", "_")
-            rows[name] |= {key: statistics.median(ratios), f"{key}_rounds": ratios}
-            line += f"   {rows[name][key]:5.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-        print(line, flush=True)
-    return rows
-
-
 def main() -> None:
     global P, T
     args = parser.parse_args()
@@ -252,12 +234,15 @@ def main() -> None:
 
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
-    lm = build(args.model, args.vocab).freeze()
+    lm = build(args.model, args.vocab, layers=args.layers, hidden=args.hidden).freeze()
+    lm.to(args.device, getattr(torch, args.dtype))
     result: dict[str, Any] = {"model": args.model, "vocab": lm.vocab_size, "tokens": [P, T], "rows": {}}
+    result |= {key: getattr(args, key) for key in ("device", "dtype", "layers", "hidden")}
     for n in args.rows:
-        seconds = take_turns(cases(lm, n, not args.no_uncached), args.rounds, args.repeats or max(1, 16 // n))
-        print(f"\n{n} rows" + " " * 14 + "tokens/CPU s   of generate [min, max]   of the plain loop")
-        rows = table(seconds, n * T, "generate", "plain loop")
+        repeats = args.repeats or max(1, 16 // n)
+        spent = take_turns(cases(lm, n, not args.no_uncached), args.rounds, repeats, args.device)
+        print(f"\n{n} rows" + " " * 14 + f"tokens/{unit(args.device)}   of generate [min, max]   of the plain loop")
+        rows = table(spent, n * T, "generate", "plain loop")
         if not args.no_uncached:
             gain = rows["env + CachedLM"]["of_generate"] / rows["env without cache"]["of_generate"]
             print(f"  env + CachedLM is {gain:.1f} times the environment without cache")
