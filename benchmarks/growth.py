@@ -114,7 +114,7 @@ def ours(point: Point, device: str) -> Callable[[], dict[str, float]]:
 
     @torch.inference_mode()
     def scores(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-        ids = [tokenizer(p)["input_ids"] + c for p, c in zip(prompts, completion_ids, strict=True)]
+        ids = [p + c for p, c in zip(tokenizer(prompts)["input_ids"], completion_ids, strict=True)]
         chunks = [ids[i : i + judge.batch_size] for i in range(0, len(ids), judge.batch_size)]
         return torch.cat([judge.logits(chunk).squeeze(-1) for chunk in chunks]).tolist()
 

@@ -71,7 +71,7 @@ def make_env(folder: str, algo: str, layers: int = 4, hidden: int = 256, **more:
 
         @torch.inference_mode()
         def scores(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
-            ids = [tokenizer(p)["input_ids"] + c for p, c in zip(prompts, completion_ids)]
+            ids = [p + c for p, c in zip(tokenizer(prompts)["input_ids"], completion_ids)]
             return judge.logits(ids).squeeze(-1).tolist()
 
         return scores

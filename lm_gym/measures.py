@@ -45,13 +45,9 @@ def of_groups(returns: torch.Tensor, group_size: int) -> dict[str, float]:
 
 def distinct(rollout: Rollout, n: int) -> float:
     """Distinct n-grams over all n-grams of the responses' tokens (Li et al. 2016); 0 if no response has n tokens."""
-    seen: set[tuple[int, ...]] = set()
-    total = 0
-    for row, length in zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True):
-        for t in range(length - n + 1):
-            seen.add(tuple(row[t : t + n]))
-            total += 1
-    return len(seen) / total if total else 0.0
+    texts = [row[:length] for row, length in zip(rollout.tokens.tolist(), rollout.lengths.tolist(), strict=True)]
+    grams = [gram for text in texts for gram in zip(*(text[i:] for i in range(n)), strict=False)]
+    return len(set(grams)) / len(grams) if grams else 0.0
 
 
 def samples(rollout: Rollout, mdp: AlignmentMDP, n: int = 2) -> list[dict[str, Any]]:

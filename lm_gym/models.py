@@ -268,7 +268,7 @@ def base_states(
     texts = flat_trunk.FlatTexts(input_ids, attention_mask, wanted, prompt_width)
     if below is None:
         return flat_trunk.run(base, texts.to(device))
-    known = below.states.flatten(0, 1)[texts.source].to(device)
+    known = below.states.flatten(0, 1).index_select(0, texts.source).to(device)
     return flat_trunk.run(base, texts.to(device), below=known, first=below.blocks)
 
 

@@ -9,6 +9,7 @@ from ppo_runs import problem
 
 from lm_gym import kl
 from lm_gym.cached_lm import CachedLM
+from lm_gym.measures import distinct
 from lm_gym.rollout import Rollout
 from lm_gym.vector_env import LMAlignVectorEnv
 
@@ -94,6 +95,14 @@ def test_select_cuts_what_all_have_as_padding() -> None:
     assert one.bootstrap.tolist() == [10.0] and one.finish_reasons == ["cut"]
     two = r.select(torch.tensor([3, 0]))
     assert two.input_ids.tolist() == [[0, 6, 4, 1], [7, 1, 2, 5]] and len(two) == 2
+
+
+def test_distinct_n_grams_by_hand() -> None:
+    """Texts 5 5 5 6, 5 5 and 7: unigrams 5 6 7 of 7; bigrams 55 56 of 4; no text crosses into the next."""
+    mask = torch.tensor([[True] * 4, [True, True, False, False], [True, False, False, False]])
+    ids, zeros = torch.tensor([[1, 5, 5, 5, 6], [1, 5, 5, 0, 0], [1, 7, 0, 0, 0]]), torch.zeros(3, 4)
+    r = Rollout(ids, torch.ones_like(ids), mask, zeros, zeros)
+    assert [distinct(r, n) for n in (1, 2, 4, 5)] == [3 / 7, 2 / 4, 1.0, 0.0]
 
 
 @pytest.mark.parametrize("mode", ["SameStep", "NextStep"])
