@@ -6,7 +6,8 @@
 #   OUT=out bash benchmarks/on_gpu.sh    where the GPU is, from the checkout with .gpu/ in it; PyTorch must be there
 #   DEVICE=cpu SHAPE="--layers 2 --hidden 64" REPS=1 OUT=out bash benchmarks/on_gpu.sh     a rehearsal
 #
-# PY: the Python whose PyTorch is used (python3). With PY=.venv/bin/python TRL_PY=… nothing is installed.
+# PY: the Python whose PyTorch is used (python3), into which the wheels and the checkout go; with PY=.venv/bin/python
+# TRL_PY=… (a Python that has TRL) nothing is installed.
 set -u
 cd "$(dirname "$0")/.."
 PY=${PY:-python3} DEVICE=${DEVICE:-cuda} SHAPE=${SHAPE:---layers 12 --hidden 768} REPS=${REPS:-3}
@@ -17,7 +18,7 @@ if [ "${1:-}" = prepare ]; then
   fetch() { python3 -m pip download --quiet --no-deps --only-binary :all: --python-version "$version" --dest "$@"; }
   mkdir -p .gpu
   fetch .gpu/wheels -c constraints.txt gymnasium farama-notifications datasets multiprocess dill vaderSentiment tyro \
-    typeguard docstring-parser transformers trl
+    typeguard docstring-parser transformers trl setuptools wheel
   python3 -m pip install --quiet --no-deps --target .gpu/trl112 trl==1.12.0
   cp -r ../shared/bench .gpu/
   sed -i 's/use_cpu=True/use_cpu=False/; s/bf16=False/bf16=True/; s/CUDA_VISIBLE_DEVICES="", //' .gpu/bench/trl_baseline.py
@@ -30,9 +31,9 @@ OUT=$(mkdir -p "${OUT:-out}" && cd "${OUT:-out}" && pwd)
 found=$(mktemp -d)
 mkdir "$found/iteration"
 if [ -z "${TRL_PY:-}" ]; then
-  "$PY" -m venv --system-site-packages "$found/../gpu-venv" && PY="$found/../gpu-venv/bin/python" && TRL_PY=$PY
+  TRL_PY=$PY # a machine that is thrown away afterwards: straight into the Python that has PyTorch
   "$PY" -m pip install --quiet --no-index --no-deps .gpu/wheels/*.whl
-  "$PY" -m pip install --quiet --no-index --no-deps --no-build-isolation .
+  "$PY" -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
   mkdir -p ../shared && cp -r .gpu/bench ../shared/
 fi
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
