@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 LINEAR = 2.0 * math.sqrt(2.0 / math.pi)
 CUBIC = LINEAR * 0.044715
-_LINEAR = torch.tensor(LINEAR)
+_LINEAR = torch.tensor(LINEAR, device="cpu")  # whatever the default device is
 FEW = 4096
 """Numbers below which one operation is faster than four."""
 
