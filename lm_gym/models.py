@@ -115,6 +115,14 @@ class CausalLM(nn.Module):
     def _anchor_text(self) -> str:
         return self._decode(self._anchor) if self._anchor else ""
 
+    def check_ids(self, texts: Iterable[Sequence[int]], what: str) -> None:
+        """Refuse texts with a token that the model has no embedding for, naming it and the first text that has it.
+
+        Args:
+            texts: ids. what: a text's name, for the error, such as "prompt".
+        """
+        check_ids(texts, self.input_size, what, self.name, self.tokenizer)
+
     def fingerprint(self) -> str:
         """sha256 of all parameters and buffers with their names, shapes and dtypes: equal for equal bytes."""
         digest = hashlib.sha256()
@@ -262,14 +270,18 @@ def _length(config: Any, field: str) -> int:
     return value if isinstance(value, int) else 0  # XLNet says −1
 
 
+class EncoderDecoder(ValueError):
+    """A model that is no causal LM by its very kind."""
+
+
 def refuse_encoder_decoder(config: Any, name: str) -> None:
     """An encoder-decoder reads one text and writes another: there is no prompt that its own text goes on from.
 
     Raises:
-        ValueError: ``config`` is one's.
+        EncoderDecoder: ``config`` is one's.
     """
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
+        raise EncoderDecoder(
             f"model {name!r} expected a causal LM, got an encoder-decoder ({config.model_type}), whose answer does not "
             "follow its prompt in one text: take a decoder-only model"
         )
@@ -300,6 +312,30 @@ def base_states(
         return flat_trunk.run(base, texts.to(device))
     known = below.states.flatten(0, 1).index_select(0, texts.source).to(device)
     return flat_trunk.run(base, texts.to(device), below=known, first=below.blocks)
+
+
+def check_ids(texts: Iterable[Sequence[int]], size: int, what: str, name: str, tokenizer: Any) -> None:
+    """:meth:`CausalLM.check_ids` for a model with ``size`` embeddings."""
+    for i, ids in enumerate(texts):
+        top = max(ids, default=0)
+        if top >= size:
+            token = "" if tokenizer is None else f" {tokenizer.convert_ids_to_tokens(int(top))!r}"
+            raise ValueError(
+                f"{what} {i} has the token{token} of id {top}, and model {name!r} embeds {size}, ids 0 to {size - 1}: "
+                "its tokenizer has tokens that were added since. To do: model.resize_token_embeddings(len(tokenizer)) "
+                "and train it on them, or take the tokenizer that it was trained with"
+            )
+
+
+def different_tokens(a: Any, b: Any) -> tuple[int, str, str] | None:
+    """The first id that is another token in another tokenizer, and both tokens; None: there is none.
+
+    Ids that only one of them has are no difference, as those of a padding token that was added to one.
+    """
+    if a is None or b is None or a is b:
+        return None
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (a, b))
+    return next(((i, ours[i], theirs[i]) for i in sorted(ours) if i in theirs and ours[i] != theirs[i]), None)
 
 
 def eos_ids_of(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:

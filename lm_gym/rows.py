@@ -178,6 +178,7 @@ class AttentionRows(Rows):
 
     @torch.no_grad()
     def insert(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        self.lm.check_ids(prompts, "prompt")
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(p), len(unique)) for p in prompts]
         lengths = [len(p) for p in unique]
