@@ -23,7 +23,7 @@ SAFE = {"use_safetensors": True, "trust_remote_code": False}
 
 
 LOADING = threading.RLock()
-"""Held while anything is loaded: ``transformers`` changes globals of torch meanwhile, and is imported piece by piece, so
+"""Held while anything is loaded: ``transformers`` changes globals of torch meanwhile and is imported piece by piece, so
 two threads at once would leave a process in which nothing can be loaded any more."""
 
 

@@ -171,8 +171,12 @@ class TransformersLM(CausalLM):
         window = getattr(config, "sliding_window", None)
         if window and any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"]):
             self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
-        if any("linear" in k or "mamba" in k for k in getattr(config, "layer_types", None) or []):
-            raise ValueError(f"model {name!r} expected attention layers only, got {sorted(set(config.layer_types))}")
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        if any(state in kind for kind in kinds for state in ("linear", "mamba", "conv", "recurrent")):
+            raise ValueError(
+                f"model {name!r} ({type(model).__name__}) expected attention layers only, got {kinds}: the others keep "
+                "a state between tokens that cannot be reset row by row here"
+            )
         self.eos_ids = tuple(i for i in eos_ids_of(model, tokenizer, name) if 0 <= i < self.vocab_size)
         if not self.eos_ids:
             raise ValueError(
