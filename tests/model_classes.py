@@ -78,7 +78,12 @@ TABLE = (
     Row("gemma3_text"),
     Row(
         "gemma3n_text",
-        {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 14, "hidden_size_per_layer_input": 8},
+        {
+            "num_kv_shared_layers": 0,
+            "vocab_size_per_layer_input": len(TOKENIZER),
+            "hidden_size_per_layer_input": 8,
+            "pad_token_id": 2,  # its gradient at an embedding of zeros is NaN, and that of padding is zeros
+        },
     ),
     Row("vaultgemma"),
     Row("cohere", {"logit_scale": 0.3}, quick=True),
@@ -147,7 +152,7 @@ TABLE = (
     Row("diffllama"),
     Row("doge"),
     Row("dots1"),
-    Row("youtu", LATENT),
+    Row("youtu", {**LATENT, "pad_token_id": None}),  # transformers 5.23 loads the padding's row as zeros, head included
     Row("whisper"),
     Row("modernbert-decoder", quick=True),
     Row("bert"),
