@@ -58,7 +58,8 @@ def check_model(lm: TransformersLM) -> None:
         logging.set_verbosity_error()  # some classes say what they pass over
         try:
             with torch.random.fork_rng(devices):
-                problem = _problem(lm)
+                # two tries: where a router's choice hangs on rounding, a text alone may differ
+                problem = _problem(lm, 0) and _problem(lm, 1)
         finally:
             logging.set_verbosity(shown)
         if key is not None:
@@ -73,8 +74,8 @@ def check_model(lm: TransformersLM) -> None:
 
 
 @torch.no_grad()
-def _problem(lm: TransformersLM) -> str | None:
-    texts = _texts(lm)
+def _problem(lm: TransformersLM, seed: int) -> str | None:
+    texts = _texts(lm, seed)
     own: list[torch.Tensor] = []
     problem = _failure(lambda: own.extend(_own(lm, text) for text, _ in texts))
     if problem is not None:
@@ -124,9 +125,6 @@ def _compared(lm: TransformersLM, texts: Texts, own: list[torch.Tensor], compute
     allowed = (TOLERANCE if exact else COARSE) * min(1.0, spread) + 1e-5
     if worst <= allowed:
         return None
-    # a router that has to break ties makes a model differ from itself where a text is there twice
-    if worst <= 4 * float(measure(_own(lm, texts[0][0], copies=2), own[0])):
-        return None
     kind = "" if exact else " on average"
     return f"give log-probs that are {worst:.2g} nats off its own forward pass{kind} (rounding makes {allowed:.2g})"
 
@@ -143,7 +141,7 @@ def _failure(run: Callable[[], None]) -> str | None:
     return None
 
 
-def _texts(lm: TransformersLM) -> Texts:
+def _texts(lm: TransformersLM, seed: int) -> Texts:
     """A short and a longer text; ids that mean nothing special, no random numbers."""
     special = {*lm.eos_ids, lm.pad_id, *(getattr(lm.tokenizer, "all_special_ids", None) or ())}
     size = min(lm.vocab_size, lm.input_size)
@@ -154,9 +152,9 @@ def _texts(lm: TransformersLM) -> Texts:
     most = min(LONGEST_WINDOW, MOST_WORK / sum(p.numel() for p in lm.parameters()))
     passed = [w for w in windows if isinstance(w, int) and 0 < w <= most]
     out = []
-    for seed, length in ((1, 6), (2, max([9, *(w + 6 for w in passed)]))):
+    for first, length in ((31, 6), (62, max([9, *(w + 6 for w in passed)]))):
         length = min(length, lm.max_positions)
-        text = [ids[(31 * seed + 17 * k * k + 5 * k) % len(ids)] for k in range(length)]
+        text = [ids[(first + 43 * seed + 17 * k * k + 5 * k) % len(ids)] for k in range(length)]
         out.append((text, max(1, length - 3)))
     return out
 
@@ -219,10 +217,9 @@ PATHS: tuple[tuple[str, Callable[[TransformersLM, Texts], Found]], ...] = (
 )
 
 
-def _own(lm: TransformersLM, text: list[int], copies: int = 1) -> torch.Tensor:
+def _own(lm: TransformersLM, text: list[int]) -> torch.Tensor:
     """Log-probs (length, V) of the untouched model's plain forward pass over a text."""
-    ids = torch.tensor([text] * copies, device=lm.device)
-    return _logprobs(lm.model(input_ids=ids, use_cache=False).logits[-1])
+    return _logprobs(lm.model(input_ids=torch.tensor([text], device=lm.device), use_cache=False).logits[0])
 
 
 def _logprobs(logits: torch.Tensor) -> torch.Tensor:
