@@ -16,6 +16,7 @@ from torch import nn
 from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained, tokenizer_of
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.model_check import check_critic
 from lm_gym.models import Below, CausalLM, TransformersLM, base_states, different_tokens
 
 AT_ONCE = 64
@@ -76,6 +77,8 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
         )
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)
+    if isinstance(lm, TransformersLM):
+        check_critic(base, lm, f"critic {path!r} ({type(model).__name__})")
     head = nn.Linear(score.in_features, 1).to(lm.device)
     with torch.no_grad():
         head.weight.copy_(score.weight)
