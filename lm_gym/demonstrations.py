@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm_gym.layout_rows import DEMONSTRATIONS
 from lm_gym.preferences import completion_tokens, load_items
 from lm_gym.prompts import SHOWN, TEMPLATE_COLUMNS, kind_problem, load_prompts
 
@@ -49,7 +50,7 @@ def load_demonstrations(source: Any, tokenizer: Any, *, max_tokens: int | None =
     Raises:
         ValueError: no such source, or rows that are no demonstrations, or too long (names them and what is wrong).
     """
-    found = load_items(source, lambda row: _demonstration(row, tokenizer), Demonstration, "demonstrations")
+    found = load_items(source, lambda row: _demonstration(row, tokenizer), Demonstration, DEMONSTRATIONS)
     long = [i for i, d in enumerate(found) if max_tokens is not None and len(d.token_ids) > max_tokens]
     if long:
         listed = "; ".join(f"row {i} has {len(found[i].token_ids)}" for i in long[:SHOWN])

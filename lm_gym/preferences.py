@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS, layout_rows
 from lm_gym.prompt_sources import read_items
 from lm_gym.prompts import SHOWN, TEMPLATE_COLUMNS, kind_problem, load_prompts
 from lm_gym.rewards import Text
@@ -81,17 +82,17 @@ def load_preferences(source: Any) -> list[Preference]:
         ValueError: no such source, no rows, or rows that are no preferences (names them and what is wrong).
         TypeError: `source` is none of the kinds above.
     """
-    return load_items(source, _preference, Preference, "preference data")
+    return load_items(source, _preference, Preference, PAIRS)
 
 
 def load_feedback(source: Any) -> list[Feedback]:
     """Read single completions with a boolean `label`; source and errors as in `load_preferences`."""
-    return load_items(source, _feedback, Feedback, "feedback data")
+    return load_items(source, _feedback, Feedback, FEEDBACK)
 
 
 def load_rankings(source: Any) -> list[Ranking]:
     """Read rankings; source and errors as in `load_preferences`."""
-    return load_items(source, _ranking, Ranking, "ranking data")
+    return load_items(source, _ranking, Ranking, RANKINGS)
 
 
 def tokenize(preference: Preference, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
@@ -160,8 +161,9 @@ def load_items(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T
     if not items:
         raise ValueError(f"the {what} {source!r:.80} has no rows; expected at least one")
     found: list[T] = []
-    wrong = []
-    for where, item in items:
+    rows, unread = layout_rows(what, items)
+    wrong = [f"{where} {why}" for where, why in unread]
+    for where, item in rows:
         if isinstance(item, kind):
             found.append(item)
             continue
@@ -183,11 +185,21 @@ def load_items(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T
 def _preference(row: Mapping[str, Any]) -> Preference:
     _need(row, "chosen", "rejected")
     chosen, rejected = row["chosen"], row["rejected"]
-    if row.get("prompt") is None:
+    prompt = row.get("prompt")
+    # The prompt of UltraFeedback and others is the text of a message that the conversations begin with.
+    if prompt is None or (isinstance(prompt, str) and _spoken(chosen) and _spoken(rejected)):
         _check(chosen=chosen, rejected=rejected)
-        prompt, chosen, rejected = _split(chosen, rejected)
-    else:
-        prompt = row["prompt"]
+        try:
+            prompt, chosen, rejected = _split(chosen, rejected)
+        except ValueError as error:
+            if prompt is None:
+                raise
+            raise ValueError(
+                "has a prompt that is a text, and conversations that do not begin with the same message and then "
+                "differ; give the prompt as messages"
+            ) from error
+    elif _spoken(prompt) and all(_begins(text, prompt) for text in (chosen, rejected)):
+        chosen, rejected = (text[len(prompt) :] for text in (chosen, rejected))  # it would stand there twice
     _check(prompt=prompt, chosen=chosen, rejected=rejected)
     if chosen == rejected:
         raise ValueError("has the same text as chosen and as rejected")
@@ -239,6 +251,15 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
     )
 
 
+def _spoken(text: Any) -> bool:
+    return isinstance(text, (list, tuple))
+
+
+def _begins(text: Any, prompt: Any) -> bool:
+    """Whether a conversation goes on behind the messages of a prompt, which it repeats."""
+    return _spoken(text) and len(text) > len(prompt) > 0 and list(text[: len(prompt)]) == list(prompt)
+
+
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """The prompt that both begin with, and what is left of each."""
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
@@ -247,6 +268,8 @@ def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
             same -= 1
         while same and chosen[same - 1] == " ":  # the space belongs to the first word of the completion
             same -= 1
+    elif same == min(len(chosen), len(rejected)):  # one goes on where the other ends, which is an answer too
+        same = max(0, same - 1)
     prompt, left, right = chosen[:same], chosen[same:], rejected[same:]
     if not prompt or not left or not right:
         raise ValueError(
