@@ -15,7 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_gym.data_files import Item
-from lm_gym.layouts import LAYOUTS, Layout, Row
+from lm_gym.layout_cells import Row
+from lm_gym.layouts import LAYOUTS, Layout
 
 PAIRS, FEEDBACK, RANKINGS = "preference data", "feedback data", "ranking data"
 DEMONSTRATIONS, PROMPTS = "demonstrations", "prompt source"
@@ -38,6 +39,9 @@ GIVEN = {
     PROMPTS: ("pairs", "feedback", "demonstrations"),
 }
 """Which kinds of layout each door takes."""
+TAKEN = {"pairs": "for dpo, reward models and annotate", "feedback": "for kto and sft", "demonstrations": "for sft"}
+"""Which commands take each kind."""
+
 _log = logging.getLogger("lm_gym.data")
 
 
@@ -71,7 +75,8 @@ def layout_rows(what: str, items: Sequence[Item], *, gold: bool = False) -> tupl
                     found.append((where, row))
                 continue
             counts = said.setdefault(layout.name, Counter())
-            columns[layout.name] = layout.columns
+            here = dict.fromkeys((*layout.columns, *(n for n in layout.prompt.optional if row.get(n))))
+            columns[layout.name] = tuple(dict.fromkeys((*columns.get(layout.name, ()), *here)))
             counts["rows"] += 1
             if layout.together and what != PROMPTS:
                 together.setdefault((layout.name, repr(layout.prompt.read(row))), []).append((where, row))
@@ -119,7 +124,8 @@ def layout_of(row: Row, what: str) -> Layout | None:
         named = " and ".join(f"{layout.name} ({', '.join(layout.columns)})" for layout in usable[:2])
         raise ValueError(f"fits two layouts, {named}: rename the columns of one")
     if fits and not _has(row, LAST.get(what, ())):
-        raise ValueError(f"is laid out as {fits[0].name}, which has {fits[0].gives}; expected {what}")
+        one = fits[0]
+        raise ValueError(f"is laid out as {one.name}, which has {one.gives} ({TAKEN[one.gives]}); expected {what}")
     return None
 
 
@@ -217,8 +223,6 @@ def _line(what: str, name: str, columns: Sequence[str], counts: Counter[str]) ->
     """What was recognised, in words."""
     made = {PAIRS: "pairs", FEEDBACK: "judged texts", RANKINGS: "rankings", PROMPTS: "prompts"}.get(what, what)
     ties = f" ({counts['ties']} of them ties)" if counts["ties"] else ""
-    alone = f"; {counts['alone']} answers without another to their prompt are left out" if counts["alone"] else ""
-    return (
-        f"recognised {name} by its columns {', '.join(columns)}: {counts['rows']} rows give {counts['read']} "
-        f"{made}{ties}{alone}"
-    )
+    alone = f"; left out, without another answer to the prompt: {counts['alone']}" if counts["alone"] else ""
+    rows = f"{counts['rows']} row{'s' * (counts['rows'] != 1)}"
+    return f"recognised {name} (columns {', '.join(columns)}): {rows}, {made}: {counts['read']}{ties}{alone}"

@@ -326,6 +326,8 @@ BAD_SOURCES = [
     (["hi", None], "row 1 is NoneType None"),
     (["hi", b"hi"], "row 1 is bytes"),
     ([{"text": "hi"}], "row 0 has no column 'prompt', only 'text'. Rename 'text'"),
+    ([{"instruction": "hi", "input": "x"}], "Join 'instruction' and 'input' in a column 'prompt'"),
+    ([{"input": {"text": "hi"}}], "Give the text to be continued in a column 'prompt'"),
     ([{"chosen": "a", "rejected": "b"}], "an implicit prompt.*trl.extract_prompt"),
     ([{"messages": []}], "whole conversations"),
     ([{}], "row 0 has no column 'prompt', only no columns"),
