@@ -42,8 +42,9 @@ def load_demonstrations(source: Any, tokenizer: Any, *, max_tokens: int | None =
     """Read demonstrations and tokenize them, the prompt and each turn apart, as a policy would write them.
 
     Args:
-        source: a list of rows or of `Demonstration`, a `datasets.Dataset`, a `.jsonl`, `.json`, `.csv` or `.parquet`
-            file, a folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`.
+        source: a list of rows or of `Demonstration`, a `datasets.Dataset`, a file of `lm_gym.data_files.TABLES`, a
+            folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`. Rows may also be in a
+            layout of `lm_gym.layouts`; those that say that their answer was rejected are left out.
         tokenizer: of transformers, with a chat template for conversations; None: only a list of `Demonstration`.
         max_tokens: the longest text allowed, in tokens.
 

@@ -54,7 +54,11 @@ def task(instruction: str, more: str) -> Cell:
     """An instruction, and what it is about in a line below; messages where there is a system prompt or a history."""
 
     def read(row: Row) -> Any:
-        said = "\n".join(str(row[name]) for name in (instruction, more) if row.get(name) not in (None, ""))
+        parts = [name for name in (instruction, more) if row.get(name) not in (None, "")]
+        for name in parts:
+            if not isinstance(row[name], (str, int, float)):
+                raise ValueError(f"has the {name} {row[name]!r:.60}; expected a text")
+        said = "\n".join(str(row[name]) for name in parts)
         if not {"system", "history"} & set(row):
             return said
         turns = [(role, what) for two in row.get("history") or () for role, what in zip(("user", "assistant"), two)]
@@ -68,21 +72,23 @@ def question(*names: str) -> Cell:
     return Cell(("system", *names), lambda row: _messages(row["system"], ("user", row[names[0]])))
 
 
-def spoken(column: str, until: int | None) -> Cell:
-    """Messages with `role` and `content`, or `from` and `value` as in ShareGPT, up to a place."""
+def spoken(column: str) -> Cell:
+    """Messages with `role` and `content`, or `from` and `value` as in ShareGPT."""
+    return Cell((column,), lambda row: _conversation(row, column), optional=("system",))
+
+
+def asked(column: str) -> Cell:
+    """The messages before the assistant's last answer."""
+    return Cell((column,), lambda row: _conversation(row, column)[: _last_answer(row, column)], optional=("system",))
+
+
+def last_answer(column: str) -> Cell:
+    """The assistant's last answer; what others say behind it is left out."""
 
     def read(row: Row) -> Any:
-        found = _messages(row.get("system")) + [message(said) for said in row[column] or ()]
-        if until is not None and (not found or found[-1]["role"] != "assistant"):
-            raise ValueError(f"has {column} that do not end in an answer of the assistant")
-        return found[:until]
+        return [[_conversation(row, column)[_last_answer(row, column)]]]
 
-    return Cell((column,), read, optional=("system",))
-
-
-def last(column: str) -> Cell:
-    """The last of such messages."""
-    return Cell((column,), lambda row: [[message(row[column][-1])]])
+    return Cell((column,), read)
 
 
 def replies(*names: str) -> Cell:
@@ -98,24 +104,24 @@ def replies(*names: str) -> Cell:
 
 def shared(*names: str) -> Cell:
     """The messages that two conversations begin with."""
-    return Cell(names, lambda row: row[names[0]][: _same(*(row[name] for name in names))])
+    return Cell(names, lambda row: _conversation(row, names[0])[: _same(row, *names)])
 
 
 def parted(*names: str) -> Cell:
     """The rest of two conversations."""
-    return Cell(names, lambda row: [row[name][_same(*(row[n] for n in names)) :] for name in names])
+    return Cell(names, lambda row: [_conversation(row, name)[_same(row, *names) :] for name in names])
 
 
 def first_turn(column: str) -> Cell:
     """The first of the user's turns, which are a JSON list."""
-    return Cell((column,), lambda row: _messages(None, ("user", _json_list(row, column)[0])))
+    return Cell((column,), lambda row: _messages(None, ("user", _turns(row, column)[0])))
 
 
 def answered(said: str, *names: str) -> Cell:
     """Turns of the assistant, which are JSON lists, with those of the user behind the first between them."""
 
     def one(row: Row, name: str) -> list[dict[str, str]]:
-        users, answers = _json_list(row, said), _json_list(row, name)
+        users, answers = _turns(row, said), _turns(row, name)
         if len(users) != len(answers):
             raise ValueError(f"has {len(users)} turns in {said!r} and {len(answers)} in {name!r}")
         turns = [(role, what) for two in zip(users, answers) for role, what in zip(("user", "assistant"), two)]
@@ -138,12 +144,12 @@ def post(info: str) -> Cell:
 
 def elements(column: str, name: str) -> Cell:
     """What the elements of a list have under a name."""
-    return Cell((column,), lambda row: [element[name] for element in row[column]])
+    return Cell((column,), lambda row: [element[name] for element in _list(row, column)])
 
 
 def others(column: str, *names: str) -> Cell:
     """What else the elements of a list have."""
-    return Cell((column,), lambda row: [{k: v for k, v in e.items() if k not in names} for e in row[column]])
+    return Cell((column,), lambda row: [{k: v for k, v in e.items() if k not in names} for e in _list(row, column)])
 
 
 def choice(column: str, *values: str, ties: tuple[str, ...] = ()) -> Cell:
@@ -175,7 +181,7 @@ def signed(column: str) -> Cell:
 
 def ranks(column: str, name: str) -> Cell:
     """Elements of a list with a rank, 1 for the best."""
-    return Cell((column,), lambda row: [-number(element[name], name) for element in row[column]])
+    return Cell((column,), lambda row: [-number(element[name], name) for element in _list(row, column)])
 
 
 def first_is_better() -> Cell:
@@ -252,24 +258,47 @@ def _messages(system: Any, *turns: tuple[str, Any]) -> list[dict[str, Any]]:
     return [{"role": role, "content": content} for role, content in spoken]
 
 
-def _same(one: Sequence[Any], other: Sequence[Any]) -> int:
+def _conversation(row: Row, column: str) -> list[dict[str, Any]]:
+    """The messages of a column, behind the column `system` where they have no system prompt of their own."""
+    found = [message(said) for said in _list(row, column)]
+    return found if found and found[0]["role"] == "system" else _messages(row.get("system")) + found
+
+
+def _last_answer(row: Row, column: str) -> int:
+    answers = [i for i, said in enumerate(_conversation(row, column)) if said["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"has {column} without an answer of the assistant")
+    return answers[-1]
+
+
+def _same(row: Row, *names: str) -> int:
+    """How many messages two conversations begin with together."""
+    one, other = (_conversation(row, name) for name in names)
     return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
 
 
-def _json_list(row: Row, name: str) -> list[str]:
+def _list(row: Row, name: str) -> Sequence[Any]:
+    """A list, which may be JSON text."""
     value = row[name]
     try:
         found = json.loads(value) if isinstance(value, str) else value
     except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"has {name} that is no JSON list: {value!r:.40}") from error
-    if not isinstance(found, (list, tuple)) or not found:
-        raise ValueError(f"has {name} that is no list of turns: {value!r:.40}")
-    return ["" if turn is None else turn for turn in found]
+        raise ValueError(f"has {name} that is no list, nor JSON of one: {value!r:.40}") from error
+    if not isinstance(found, (list, tuple)):
+        raise ValueError(f"has {name} that is no list: {value!r:.40}")
+    return found
+
+
+def _turns(row: Row, name: str) -> list[str]:
+    """A list of texts, null for an empty one."""
+    found = ["" if turn is None else turn for turn in _list(row, name)]
+    if not found:
+        raise ValueError(f"has {name} without a turn")
+    return found
 
 
 def _written(value: Any) -> str:
     """A value as a table may have it: 1.0 and True are "1" and "true"."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
     said = str(value).strip()
-    return said.lower() if isinstance(value, bool) or said in ("True", "False") else said
+    whole = said.removesuffix(".0")
+    return whole if whole.isdecimal() else said.lower() if said in ("True", "False") else said

@@ -113,7 +113,7 @@ def layout_of(row: Row, what: str) -> Layout | None:
     Raises:
         ValueError: it fits two of them, or one of another kind than is wanted.
     """
-    fits = [layout for layout in LAYOUTS if all(name in row for name in layout.columns)]
+    fits = [one for one in LAYOUTS if all(name in row for name in one.columns) and not set(one.without) & set(row)]
     if _has(row, OWN[what]):
         fits = [layout for layout in fits if layout.encoded]
     usable = [layout for layout in fits if layout.gives in GIVEN[what]]

@@ -13,13 +13,14 @@ from typing import Literal
 from lm_gym.layout_cells import (
     Cell,
     answered,
+    asked,
     choice,
     elements,
     first_is_better,
     first_turn,
     good,
     higher,
-    last,
+    last_answer,
     message,
     nothing,
     others,
@@ -55,6 +56,8 @@ class Layout:
     """The answers to a prompt are in rows of their own."""
     encoded: bool = False
     """Its column `prompt` is JSON, and no prompt as it stands."""
+    without: tuple[str, ...] = ()
+    """Columns of a layout that it would otherwise be taken for."""
     details: Cell | None = None
     """A mapping an answer, of what else is known of it."""
 
@@ -69,15 +72,22 @@ BOTH_BAD = ("tie", "tie (bothbad)", "tie (both bad)", "both_bad", "bothbad")
 LAYOUTS = (
     Layout("Alpaca", task("instruction", "input"), texts("output"), nothing(), "demonstrations"),
     Layout("Dolly", task("instruction", "context"), texts("response"), nothing(), "demonstrations"),
-    Layout("ShareGPT", spoken("conversations", -1), last("conversations"), nothing(), "demonstrations"),
-    Layout("KTO of LLaMA-Factory", spoken("conversations", -1), last("conversations"), good("kto_tag"), "feedback"),
-    Layout("KTO with messages", spoken("messages", -1), last("messages"), good("kto_tag"), "feedback"),
-    Layout("KTO with messages and label", spoken("messages", -1), last("messages"), good("label"), "feedback"),
+    Layout("ShareGPT", asked("conversations"), last_answer("conversations"), nothing(), "demonstrations"),
+    Layout("KTO of LLaMA-Factory", asked("conversations"), last_answer("conversations"), good("kto_tag"), "feedback"),
+    Layout("KTO with messages", asked("messages"), last_answer("messages"), good("kto_tag"), "feedback"),
+    Layout("KTO with messages and label", asked("messages"), last_answer("messages"), good("label"), "feedback"),
     Layout("KTO in Alpaca's columns", task("instruction", "input"), texts("output"), good("kto_tag"), "feedback"),
-    Layout("ShareGPT pairs", spoken("conversations", None), replies("chosen", "rejected"), first_is_better(), "pairs"),
+    Layout("ShareGPT pairs", spoken("conversations"), replies("chosen", "rejected"), first_is_better(), "pairs"),
     Layout("Alpaca pairs", task("instruction", "input"), texts("chosen", "rejected"), first_is_better(), "pairs"),
     Layout("Orca-DPO", question("question"), texts("chosen", "rejected"), first_is_better(), "pairs"),
-    Layout("Orca-DPO of Argilla", question("input"), texts("chosen", "rejected"), first_is_better(), "pairs"),
+    Layout(
+        "Orca-DPO of Argilla",
+        question("input"),
+        texts("chosen", "rejected"),
+        first_is_better(),
+        "pairs",
+        without=("instruction",),
+    ),
     Layout(
         "OpenAI preferences",
         Cell(("input",), lambda row: [message(said) for said in row["input"]["messages"]]),
@@ -100,15 +110,7 @@ LAYOUTS = (
         choice("choice", "0", "1"),
         "pairs",
     ),
-    Layout(
-        "HelpSteer",
-        text("prompt"),
-        texts("response"),
-        higher("helpfulness"),
-        "pairs",
-        margin=True,
-        together=True,
-    ),
+    Layout("HelpSteer", text("prompt"), texts("response"), higher("helpfulness"), "pairs", margin=True, together=True),
     Layout(
         "HelpSteer2 preferences",
         text("prompt"),
@@ -119,7 +121,7 @@ LAYOUTS = (
     ),
     Layout(
         "HelpSteer3",
-        spoken("context", None),
+        spoken("context"),
         texts("response1", "response2"),
         signed("overall_preference"),
         "pairs",

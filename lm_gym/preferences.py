@@ -72,8 +72,9 @@ def load_preferences(source: Any) -> list[Preference]:
     """Read pairs.
 
     Args:
-        source: a list of rows or of `Preference`, a `datasets.Dataset`, a `.jsonl`, `.json`, `.csv` or `.parquet` file,
-            a folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`.
+        source: a list of rows or of `Preference`, a `datasets.Dataset`, a file of `lm_gym.data_files.TABLES`, a folder
+            that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`. Rows may also be in a layout of
+            `lm_gym.layouts`.
 
     An implicit prompt ends before the last space that both texts share, so that no word is cut in two (TRL cuts at the
     first letter that differs), or with the last message that both conversations share.

@@ -173,6 +173,25 @@ def test_chosen_and_rejected_with_a_question_are_no_implicit_prompt():
     assert (found.prompt, found.chosen, found.rejected) == ("Colour?", "It is red", "It is mud")
 
 
+def test_alpaca_pairs_with_a_system_prompt_are_not_argillas_orca():
+    row = {"instruction": "Say", "input": "hi", "system": "Be.", "history": [], "chosen": "a", "rejected": "b"}
+    [found] = load_preferences([row])
+    assert found.prompt == [{"role": "system", "content": "Be."}, {"role": "user", "content": "Say\nhi"}]
+
+
+def test_what_is_said_behind_the_last_answer_is_left_out():
+    rows = [{"conversations": [published.turn(who, who) for who in ("human", "gpt", "human")]}]
+    wanted = [{"messages": [{"role": "user", "content": "human"}, *published.said("gpt")]}]
+    assert load_demonstrations(rows, tok := chat_tokenizer()) == load_demonstrations(wanted, tok)
+
+
+def test_values_may_be_written_out_as_in_a_table_of_texts():
+    [row, *_] = published.PAIRS["SHP"][0]
+    for said in (0, 0.0, "0", "0.0", " 0 "):
+        [pair] = load_preferences([row | {"labels": said}])
+        assert pair.chosen == "Hot."
+
+
 @pytest.mark.parametrize(
     ("load", "row", "message"),
     [
@@ -207,7 +226,7 @@ def test_chosen_and_rejected_with_a_question_are_no_implicit_prompt():
         (
             load_feedback,
             {"conversations": [published.turn("human", "a")], "kto_tag": True},
-            "has conversations that do not end in an answer of the assistant",
+            "has conversations without an answer of the assistant",
         ),
         (
             load_feedback,
