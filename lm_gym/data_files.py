@@ -158,9 +158,8 @@ def _parquet(path: Path) -> Iterator[Item]:
     import pyarrow  # comes with datasets
     import pyarrow.parquet
 
-    try:  # the file alone: read_table would add columns for folders such as split=train
-        with pyarrow.parquet.ParquetFile(path) as file:
-            items = file.read().to_pylist()
+    try:
+        items = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is no Parquet file: {error}") from error
     for index, item in enumerate(items):
