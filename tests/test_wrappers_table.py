@@ -114,7 +114,7 @@ def test_the_way_out_for_equal_keys(page: dict[str, Any]) -> None:
         kinds.append({key: type(value) for key, value in info.items()})
         if ended:
             env.reset()
-    assert all(kind == kinds[0] == dict.fromkeys(page["KEYS"], float) for kind in kinds)
+    assert all(kind == kinds[0] == dict.fromkeys(page["KEYS"], np.float64) for kind in kinds)
 
 
 def test_torchrl_reads_info_as_the_page_says(page: dict[str, Any]) -> None:
