@@ -127,6 +127,6 @@ def test_torchrl_reads_info_as_the_page_says(page: dict[str, Any]) -> None:
         envs.GymWrapper(single()).auto_register_info_dict()
     with pytest.raises((KeyError, RuntimeError)):
         envs.GymWrapper(make("SameStep", "tokens")).auto_register_info_dict()
-    for env in (page["NumbersInInfo"](single()), make("Disabled", "tokens")):
+    for env in (page["NumbersInInfo"](single()), page["NumbersInVectorInfo"](make("Disabled", "tokens"))):
         found = envs.GymWrapper(env).auto_register_info_dict().rollout(4, break_when_any_done=False)
         assert "ref_logprob" in found["next"].keys()
