@@ -11,6 +11,7 @@ from typing import Any
 
 from lm_gym.data_files import SUFFIXES, TABLES, Broken, Item, kinds, names_a_file, read_file
 from lm_gym.layout_rows import PROMPTS, layout_rows
+from lm_gym.local_paths import refuse_missing_path
 
 TINY_KINDS = ("reviews", "questions", "requests", "all")
 TINY_SPLITS = ("train", "test")
@@ -116,6 +117,7 @@ def _from_name(name: str, what: str, suffixes: Sequence[str], broken: Broken | N
     path = Path(name).expanduser()
     if path.exists() or names_a_file(path, suffixes):
         return _from_path(path, suffixes, broken)
+    refuse_missing_path(name.split(":")[0], what)
     if re.match(r"[\w.-]+/[\w.-]+(:|$)", name):
         return _from_hub(name, what)
     files = kinds(suffixes)
