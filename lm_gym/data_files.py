@@ -48,8 +48,9 @@ def read_file(path: Path, suffixes: Sequence[str], broken: Broken | None = None)
     """
     suffix = _suffix(path)
     if suffix not in suffixes:
+        ending = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
         raise ValueError(
-            f"{path} ends in {path.suffix!r}; expected {kinds(suffixes)}: save it as one of these, such as .jsonl, an "
+            f"{path} ends in {ending!r}; expected {kinds(suffixes)}: save it as one of these, such as .jsonl, an "
             "object a line"
         )
     if suffix == ".parquet":
@@ -151,7 +152,10 @@ def _csv(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
                 continue
             yield where, item
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not {'TSV' if tabs else 'CSV'}: {error}") from error
+        raise ValueError(
+            f"{path}, line {reader.line_num}: not {'TSV' if tabs else 'CSV'}: {error}; a field that begins with a "
+            "quotation mark ends with one, and those inside are doubled"
+        ) from error
 
 
 def _parquet(path: Path) -> Iterator[Item]:
