@@ -199,8 +199,6 @@ def _preference(row: Mapping[str, Any]) -> Preference:
                 "has a prompt that is a text, and conversations that do not begin with the same message and then "
                 "differ; give the prompt as messages"
             ) from error
-    elif _spoken(prompt) and all(_begins(text, prompt) for text in (chosen, rejected)):
-        chosen, rejected = (text[len(prompt) :] for text in (chosen, rejected))  # it would stand there twice
     _check(prompt=prompt, chosen=chosen, rejected=rejected)
     if chosen == rejected:
         raise ValueError("has the same text as chosen and as rejected")
@@ -254,11 +252,6 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
 
 def _spoken(text: Any) -> bool:
     return isinstance(text, (list, tuple))
-
-
-def _begins(text: Any, prompt: Any) -> bool:
-    """Whether a conversation goes on behind the messages of a prompt, which it repeats."""
-    return _spoken(text) and len(text) > len(prompt) > 0 and list(text[: len(prompt)]) == list(prompt)
 
 
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:

@@ -70,13 +70,6 @@ def test_a_text_that_the_other_begins_with_loses_no_letter():
     assert (found.prompt, found.chosen, found.rejected) == ("The sky is", " blue", " blue and grey.")
 
 
-def test_messages_of_a_prompt_that_both_answers_repeat_stand_there_once():
-    row = {"prompt": [USER], "chosen": [USER, BLUE], "rejected": [USER, GREEN]}
-    assert load_preferences([row]) == [Preference([USER], [BLUE], [GREEN])]
-    [found] = load_preferences([row | {"rejected": [GREEN]}])  # one alone says it again
-    assert found.chosen == [USER, BLUE]
-
-
 def test_a_prompt_text_beside_answers_alone_says_what_to_do():
     with pytest.raises(ValueError, match="do not begin with the same message and then differ; give the prompt as mess"):
         load_preferences([{"prompt": "What?", "chosen": [BLUE], "rejected": [GREEN]}])

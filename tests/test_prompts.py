@@ -225,7 +225,7 @@ BAD_FILES = [
     ("p.csv", "prompt,k\nhi\n", "p.csv, line 2, has another number of fields"),
     ("p.csv", "text,k\nhi,1\n", "p.csv, line 2, has no column 'prompt', only 'text', 'k'. Rename 'text' to 'prompt'"),
     ("p.csv", 'prompt\n"hi\n', "not CSV"),
-    ("p.tsv", 'prompt\tk\n"hi" she said\t1\n', "line 2: not TSV: .*; a field that begins with a quotation mark ends"),
+    ("p.tsv", 'prompt\tk\n"hi" she said\t1\n', "not TSV: .*; a field that begins with a quotation mark ends"),
     ("p.xml.gz", "x", r"ends in '.xml.gz'; expected .jsonl"),
     ("p.txt", "", "has no rows"),
     ("p.txt", "\n \n", "has no rows"),
