@@ -96,6 +96,13 @@ def _full_lines(path: Path, data: bytes, broken: Broken) -> Iterator[tuple[int, 
     return ((number, text) for number, text in _lines(path, data, broken) if text.strip())
 
 
+def _text(path: Path, data: bytes) -> str:
+    """All of a file with its line ends as they are, which may stand in a field; names a line that is not UTF-8."""
+    for _ in _lines(path, data, _refuse):
+        pass
+    return data.decode("utf-8-sig")
+
+
 def _txt(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
     for number, text in _full_lines(path, data, broken):
         yield f"{path.name}, line {number},", text
@@ -115,7 +122,7 @@ def _jsonl(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
 
 
 def _json(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
-    text = "\n".join(line for _, line in _lines(path, data, _refuse))
+    text = _text(path, data)
     try:
         items = json.loads(text)
     except json.JSONDecodeError as error:
@@ -140,7 +147,7 @@ def _is_an_object(text: str) -> bool:
 def _csv(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
     """Comma-separated, or separated by tabs; a field that begins with a quotation mark ends with one."""
     tabs = _suffix(path) == ".tsv"
-    text = "".join(f"{line}\n" for _, line in _lines(path, data, _refuse))
+    text = _text(path, data)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 characters by default: texts may be longer
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter="\t" if tabs else ",")
     try:

@@ -296,6 +296,12 @@ def test_a_csv_field_may_be_longer_than_the_readers_default_limit(tmp_path):
     assert len(load_prompts(tmp_path / "p.csv", tokenizer())[0].columns["note"]) == 200_000
 
 
+def test_line_ends_within_a_field_stay(tmp_path):
+    (tmp_path / "p.csv").write_bytes(b'\xef\xbb\xbfprompt,note\r\nhi,"a\r\nb\nc"\r\n')
+    [prompt] = load_prompts(tmp_path / "p.csv", tokenizer())
+    assert (prompt.text, prompt.columns) == ("hi", {"note": "a\r\nb\nc"})
+
+
 def test_a_column_of_mixed_types_stays_as_it_is_written(tmp_path):
     values = ["007", 7, "1e3", True, None, [1], "nan"]
     path = tmp_path / "p.jsonl"
