@@ -39,7 +39,7 @@ class Call:
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
     """A JSONL file of rows, or a folder of them, to show beside (docs/compare.md has its form): a,b or given again."""
     out: str = "compare.pdf"
-    """The figures, .pdf or .svg; table and CSV stand beside it."""
+    """The figures, .pdf, .svg or .png; table and CSV stand beside it."""
     results: str = "runs/compare"
     """The folder of what is done: the same call goes on there."""
     processes: int = 2

@@ -107,6 +107,11 @@ class Results:
         """Whether an interval rests on so few seeds that it means little."""
         return any(len(group) < FEW for group in self.runs.values())
 
+    def seeds(self, x: str, y: str) -> int:
+        """The fewest runs that either of two agents has on a problem that both ran on; 0 where there is none."""
+        shared = [setting.key for setting in self.settings if all((a, setting.key) in self.runs for a in (x, y))]
+        return min((len(self.runs[agent, key]) for agent in (x, y) for key in shared), default=0)
+
     def complete(self) -> tuple[str, ...]:
         """The agents that ran on every scored problem: nothing is imputed for the others."""
         if not self.scored:

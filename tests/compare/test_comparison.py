@@ -206,7 +206,7 @@ def test_a_trial_that_diverges_has_ended(tmp_path: Path, monkeypatch: pytest.Mon
         (["--set", "grpo.epochs=2"], "'grpo' is not among --agents"),
         (["--set", "epochs=2"], "agent.field=value"),
         (["--set", "ppo.seed=2"], "no field 'seed'"),
-        (["--out", "fig.png"], "--out"),
+        (["--out", "fig.eps"], "--out"),
         (["--import", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--processes", "0"], "processes expected at least 1"),
     ],
