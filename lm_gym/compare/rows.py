@@ -148,13 +148,13 @@ def row_from(record: object, where: str, source: str = "lm-gym") -> Row:
         raise ValueError(f"{where}: expected {', '.join(REQUIRED)}; there is no {' and no '.join(missing)}")
     values = {key: _value(key, value, where) for key, value in record.items() if value is not None}
     row = Row(**{"source": source, **values})
+    if row.curve is not None and row.curve[-1][0] > row.tokens:
+        raise ValueError(f"{where}: 'curve' goes on to {row.curve[-1][0]} tokens, but the run has {row.tokens}")
     if row.curve_sem is not None and len(row.curve_sem) != len(row.curve or ()):
         raise ValueError(
             f"{where}: expected a number in 'curve_sem' for each of the {len(row.curve or ())} points of 'curve', got "
             f"{len(row.curve_sem)}"
         )
-    if row.curve is not None and row.curve[-1][0] > row.tokens:
-        raise ValueError(f"{where}: 'curve' goes on to {row.curve[-1][0]} tokens, but the run has {row.tokens}")
     return row
 
 
