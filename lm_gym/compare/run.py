@@ -106,6 +106,7 @@ class _Comparison:
                 self.ledger.add_reference(env, known.reference)
             for problem in known.problems:
                 self.ledger.add_problem(problem)
+        self.took.clear()  # which says nothing of how long a run takes
 
     def _trials(self, groups: Sequence[Any], space: Mapping[str, Any]) -> None:
         jobs = [

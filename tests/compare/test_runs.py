@@ -85,6 +85,19 @@ def test_sampled_problems() -> None:
     assert reward[-1] == pytest.approx(scores.max(1).mean()) and (np.diff(reward) > 0).all()
 
 
+def test_the_references_texts_do_not_depend_on_how_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at once, and two and three prompts by different processes; rounding may turn a draw, but hardly ever."""
+    monkeypatch.setattr(problems, "TEXTS_A_PROMPT", 8)
+    place = problems.place(SAMPLED, 0.05, tuning=False)
+    mdp, prompts = place.env.unwrapped.mdp, place.prompts[:5]
+    whole = problems.reference_scores(mdp, prompts)
+    parts = [problems.reference_scores(mdp, prompts[a:b], passed_over=a) for a, b in ((0, 2), (2, 5))]
+    assert (np.concatenate(parts) == whole).mean() > 0.97 and len(np.unique(whole)) > 20
+    monkeypatch.setattr(problems, "PROMPTS_A_JOB", 16)
+    jobs = problems.problem_jobs(SAMPLED, (0.05,), 256)
+    assert [job.prompts for job in jobs] == [(first, min(16, 198 - first)) for first in range(0, 198, 16)]
+
+
 def test_win_rates() -> None:
     prompts = [Prompt(0, "a", (1,)), Prompt(1, "b", (1,))]
     reference = {"a": (0.0, 1.0, 1.0, 2.0), "b": (5.0, 5.0, 5.0, 5.0)}
