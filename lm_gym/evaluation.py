@@ -21,7 +21,8 @@ class Drawn:
 
     Attributes:
         prompts, texts: B each. scores: B of the reward model.
-        kls: B, nats a text: log π − log π_ref of its tokens. lengths: B, tokens.
+        kls: B, nats a text: KL(π‖π_ref) of every state on its way, summed: their mean is ``objective/kl``.
+        lengths: B, tokens.
         metrics: as :func:`lm_gym.measures.describe`, ``objective/scores_sem`` and ``objective/j`` = E[R] − β·KL.
     """
 
@@ -50,6 +51,7 @@ def measure(
     n = len(completions)
     metrics["objective/scores_sem"] = float(scored.scores.std(unbiased=True) / math.sqrt(n)) if n > 1 else 0.0
     metrics["objective/j"] = metrics["objective/scores"] - beta * metrics["objective/kl"]
-    k1 = ((rollout.logprobs - scored.ref_logprobs) * rollout.response_mask).sum(-1)
+    assert rollout.exact_kl is not None
+    kls = rollout.exact_kl.sum(-1)
     prompts = [c.prompt for c in completions if c.prompt is not None]
-    return Drawn(prompts, scored.texts, scored.scores.tolist(), k1.tolist(), rollout.lengths.tolist(), metrics)
+    return Drawn(prompts, scored.texts, scored.scores.tolist(), kls.tolist(), rollout.lengths.tolist(), metrics)

@@ -59,8 +59,9 @@ def write_report(
     Args:
         run_dir: Folder that a `Tracker` wrote.
         out: The file to write; default: report.html in `run_dir`.
-        before_after: Rows with prompt, before, after, and as far as known score_before, score_after, kl;
-            default: those in ``samples_before_after.jsonl``, if it is there.
+        before_after: Rows with prompt, before, after, and as far as known score_before, score_after, length_before,
+            length_after, kl (of ``after``, exact in each of its states, as ``objective/kl``); default: those in
+            ``samples_before_after.jsonl``, if it is there.
         title: Heading; default: the run's name.
 
     Returns:
@@ -173,7 +174,8 @@ def _headline(run: Run) -> str:
         start = ""
         if before and before_key:
             start = f'<span class="before">{_plus_minus(before, decimals)}</span><span class="to">→</span>'
-        where = f"{len(after)} texts" if from_texts else ("first update → " if start else "") + noun
+        of_updates = f"texts of updates: {'first update → ' if start else ''}{noun}"
+        where = f"{len(after)} evaluation texts" if from_texts else of_updates
         big = f'<p class="big">{start}{_plus_minus(after, decimals)}</p>'
         cells.append(f'<div class="number"><h3>{name}</h3>{big}<p class="of">{where}</p></div>')
     if not cells:
@@ -207,7 +209,10 @@ def _curves(run: Run) -> str:
     if rest:
         lines.append('<details><summary>All other metrics</summary><div class="charts">')
         lines += [*(_figure(run, name, heading) for name, heading in rest), "</div></details>"]
-    note = "Horizontal axis: completion tokens generated. At the right of each heading: the last update."
+    note = (
+        "Of the texts that each update drew, not of those of the evaluation. Horizontal axis: completion tokens "
+        "generated. At the right of each heading: the last update."
+    )
     if len(run.metrics) >= SMOOTH_FROM:
         note += " Faint: each update; strong: moving average."
     if len(run.metrics) > MOST_POINTS:
@@ -218,9 +223,8 @@ def _curves(run: Run) -> str:
 def _figure(run: Run, metric: str, heading: str) -> str:
     rows = [row for row in run.metrics if metric in row]
     ys = _column(rows, metric)
-    baseline = None
-    if metric == "objective/scores" and len(before := _column(run.before_after, "score_before")) >= ROWS_FOR_HEADLINE:
-        baseline = ("reference", sum(before) / len(before))
+    # of the first update's texts, which the untrained policy wrote; the evaluation's have other prompts
+    baseline = ("first update", ys[0]) if metric == "objective/scores" and len(ys) > 1 else None
     svg = line_chart(
         _column(rows, "tokens"), ys, label=heading, from_zero=metric in FROM_ZERO and min(ys) >= 0, baseline=baseline
     )

@@ -47,11 +47,22 @@ def before_training(agent: Any, prompts: Sequence[Prompt]) -> Drawn:
 
 
 def pair_rows(before: Drawn, after: Drawn) -> list[dict[str, Any]]:
-    """Rows of samples_before_after.jsonl, as :func:`lm_gym.report.write_report` takes them."""
-    rows = zip(before.prompts, before.texts, before.scores, after.texts, after.scores, after.kls, strict=True)
+    """Rows of samples_before_after.jsonl, as :func:`lm_gym.report.write_report` takes them.
+
+    Their means are the numbers that :func:`print_evaluation` prints.
+    """
     return [
-        {"prompt": p.text, "before": old, "after": new, "score_before": was, "score_after": now, "kl": kl}
-        for p, old, was, new, now, kl in rows
+        {
+            "prompt": prompt.text,
+            "before": before.texts[i],
+            "after": after.texts[i],
+            "score_before": before.scores[i],
+            "score_after": after.scores[i],
+            "kl": after.kls[i],
+            "length_before": before.lengths[i],
+            "length_after": after.lengths[i],
+        }
+        for i, prompt in enumerate(before.prompts)
     ]
 
 
