@@ -15,9 +15,9 @@ from torch import nn
 
 from lm_gym.extras import install_command
 from lm_gym.forward import response_states
-from lm_gym.loading import Unloadable, pretrained
+from lm_gym.loading import Unloadable, pretrained, tokenizer_of
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import Below, CausalLM, TransformersLM, base_states
+from lm_gym.models import Below, CausalLM, TransformersLM, base_states, different_tokens
 
 AT_ONCE = 64
 """Texts in one pass without gradient."""
@@ -69,6 +69,12 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
         )
     if model.get_input_embeddings().weight.shape[0] < lm.input_size:
         raise ValueError(f"critic {path!r} expected the policy's vocabulary of {lm.input_size} tokens, got fewer")
+    found = different_tokens(tokenizer_of(path), lm.tokenizer)
+    if found is not None:
+        raise ValueError(
+            f"critic {path!r} expected the policy's vocabulary, got another: id {found[0]} is {found[1]!r} in its "
+            f"tokenizer and {found[2]!r} in the policy's. To do: train a reward model on the policy's own model"
+        )
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)
     head = nn.Linear(score.in_features, 1).to(lm.device)
