@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lm_gym import flat_trunk
+from lm_gym.positions import TextLimit, text_limit
 
 if TYPE_CHECKING:
     from lm_gym.rows import Rows
@@ -156,10 +157,11 @@ class TransformersLM(CausalLM):
         self.vocab_size = int(head.weight.shape[0])
         self.input_size = int(model.get_input_embeddings().weight.shape[0])
         self.hidden_size = int(head.weight.shape[1])
-        self.max_positions = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
+        self.max_positions = text_limit(config)
         window = getattr(config, "sliding_window", None)
         if window and any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"]):
-            self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
+            # within the window it is full attention
+            self.max_positions = min(self.max_positions, TextLimit(window, f"its sliding window of {window} tokens"))
         if any("linear" in k or "mamba" in k for k in getattr(config, "layer_types", None) or []):
             raise ValueError(f"model {name!r} expected attention layers only, got {sorted(set(config.layer_types))}")
         self.eos_ids = tuple(i for i in eos_ids_of(model, tokenizer, name) if 0 <= i < self.vocab_size)

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from lm_gym.cuda_graph_step import StaticStep
 from lm_gym.fast_step import fast_trunk, hooked
+from lm_gym.positions import because
 
 if TYPE_CHECKING:
     from lm_gym.models import TransformersLM
@@ -131,8 +132,8 @@ class AttentionRows(Rows):
     def __init__(self, lm: TransformersLM, n: int, capacity: int, *, fast: bool = True) -> None:
         if capacity > lm.max_positions:
             raise ValueError(
-                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens, got prompts and max_new_tokens of "
-                f"{capacity} together: shorten the prompts or lower max_new_tokens"
+                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens{because(lm.max_positions)}, got "
+                f"prompts and max_new_tokens of {capacity} together: shorten the prompts or lower max_new_tokens"
             )
         self.lm, self.n, self.longest = lm, n, capacity
         self.base = lm._base()
