@@ -140,7 +140,7 @@ class AttentionRows(Rows):
         kind = getattr(self.base.config, "_attn_implementation", "sdpa")
         if kind not in ("sdpa", "eager"):
             raise ValueError(f"model {lm.name!r} expected sdpa or eager attention, got {kind!r}: load it with 'sdpa'")
-        self.fast = fast_trunk(self.base) if fast and kind == "sdpa" else None
+        self.fast = fast_trunk(self.base, capacity) if fast and kind == "sdpa" else None
         # room to walk before the live columns must move to the front; more room costs nothing, dead columns are cut off
         self.cache = ColumnCache(n, 2 * capacity + 32)
         self.births: list[int | None] = [None] * n  # each row's first column; None where it is parked

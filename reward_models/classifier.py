@@ -227,12 +227,13 @@ def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str |
     from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from lm_gym.loading import SAFE, refuse_pickles
+    from lm_gym.loading import SAFE, refuse_oversized, refuse_pickles
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise ValueError(f"classifier: dtype is {dtype!r}; expected one of {', '.join(kinds)}")
     refuse_pickles(model, "classifier")
+    refuse_oversized(AutoModelForSequenceClassification, model, "classifier")
     try:
         loaded, info = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=kinds[dtype], revision=revision, output_loading_info=True, **SAFE
