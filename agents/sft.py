@@ -34,7 +34,7 @@ class SFTConfig(AgentConfig):
     batch_size: int = 32
     """Texts an update."""
     data: str | None = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a ``Dataset``."""
+    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a `Dataset`."""
     eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
     eval_every: int = 20
@@ -44,7 +44,7 @@ class SFTConfig(AgentConfig):
 
 
 class SFT(LMAgent):
-    """Supervised fine-tuning; see the module's docstring."""
+    """Supervised fine-tuning: imitates demonstrations."""
 
     config_class: ClassVar[type[SFTConfig]] = SFTConfig
     name: ClassVar[str] = "sft"
