@@ -60,6 +60,8 @@ class SFT(LMAgent):
         self.eval_data = (
             None if c.eval_data is None else load_demonstrations(c.eval_data, reference.tokenizer, max_tokens=longest)
         )
+        for found in (self.data, self.eval_data or ()):
+            reference.check_ids((d.token_ids for d in found), "demonstration")
         self.order = Cycle(len(self.data), self.generator)
 
     def one_update(self) -> Update:

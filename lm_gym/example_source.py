@@ -141,6 +141,8 @@ def _fitted(
     if mdp.top_k is not None:
         raise ValueError(f"{what} expected an environment without top_k, whose policies can write any given text")
     limit, room = mdp.max_new_tokens, mdp.reference.max_positions - mdp.max_new_tokens
+    whole = ([*prompt, *(i for text in texts for i in text)] for prompt, texts in rows)
+    mdp.reference.check_ids(whole, f"row of the {what}")
     wrong = []
     for i, (prompt, texts) in enumerate(rows):
         for text in texts:

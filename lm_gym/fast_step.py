@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lm_gym.activations import gelu_new
+from lm_gym.flat_trunk import KNOWN, LLAMA_LIKE, windows_of
 from lm_gym.hooks import has_hooks
 
 if TYPE_CHECKING:
@@ -33,9 +34,6 @@ class FastTrunk(Protocol):
     ) -> torch.Tensor: ...
 
 
-LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
-
-
 def fast_trunk(base: Any, longest: int | None = None) -> FastTrunk | None:
     """The trunk written out, or None if it holds anything that is not written out here.
 
@@ -44,10 +42,13 @@ def fast_trunk(base: Any, longest: int | None = None) -> FastTrunk | None:
     if hooked(base):
         return None
     kind, config = type(base).__name__, base.config
+    longest = longest or config.max_position_embeddings
+    if kind in KNOWN and any(window is not None and window < longest for window in windows_of(base)):
+        return None  # masks by layer are for the modules
     if kind in LLAMA_LIKE:
         rope = getattr(base.rotary_emb, "rope_type", "default")
         known = config.hidden_act == "silu" and rope in ("default", "linear", "llama3")
-        return _llama(base, longest or config.max_position_embeddings) if known and _linear(base) else None
+        return _llama(base, longest) if known and _linear(base) else None
     if kind == "GPT2Model":
         odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights
         known = config.activation_function == "gelu_new" and not odd and not config.add_cross_attention

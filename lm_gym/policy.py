@@ -15,9 +15,9 @@ from torch import nn
 
 from lm_gym.extras import install_command
 from lm_gym.forward import response_states
-from lm_gym.loading import Unloadable, pretrained
+from lm_gym.loading import Unloadable, pretrained, tokenizer_of
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import Below, CausalLM, TransformersLM, base_states
+from lm_gym.models import Below, CausalLM, TransformersLM, base_states, different_tokens
 from lm_gym.positions import because, hard_limit
 
 AT_ONCE = 64
@@ -77,6 +77,12 @@ def critic_from_reward_model(path: str, lm: CausalLM, longest: int = 1) -> Criti
     if limit is not None and limit < longest:
         raise ValueError(
             f"critic {path!r} expected texts of at most {limit} tokens{because(limit)}, the problem's have {longest}"
+        )
+    found = different_tokens(tokenizer_of(path), lm.tokenizer)
+    if found is not None:
+        raise ValueError(
+            f"critic {path!r} expected the policy's vocabulary, got another: id {found[0]} is {found[1]!r} in its "
+            f"tokenizer and {found[2]!r} in the policy's. To do: train a reward model on the policy's own model"
         )
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)

@@ -225,22 +225,24 @@ class Classifier:
 
 def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification
 
-    from lm_gym.loading import SAFE, load_tokenizer, refuse_oversized, refuse_pickles
+    from lm_gym.loading import LOADING, SAFE, load_tokenizer, refuse_oversized, refuse_pickles
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise ValueError(f"classifier: dtype is {dtype!r}; expected one of {', '.join(kinds)}")
     refuse_pickles(model, "classifier")
-    refuse_oversized(AutoModelForSequenceClassification, model, "classifier")
     try:
-        loaded, info = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=kinds[dtype], revision=revision, output_loading_info=True, **SAFE
-        )
-        tokenizer = model if tokenizer is None else tokenizer
-        if isinstance(tokenizer, str):
-            tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
+        with LOADING:
+            from transformers import AutoModelForSequenceClassification
+
+            refuse_oversized(AutoModelForSequenceClassification, model, "classifier")
+            loaded, info = AutoModelForSequenceClassification.from_pretrained(
+                model, dtype=kinds[dtype], revision=revision, output_loading_info=True, **SAFE
+            )
+            tokenizer = model if tokenizer is None else tokenizer
+            if isinstance(tokenizer, str):
+                tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
     if info["missing_keys"]:
