@@ -73,6 +73,7 @@ class SFT(LMAgent):
         for at in torch.arange(len(batch)).split(c.micro_batch_size or len(batch)):
             part = likelihood(lm, self.mdp, [batch[i] for i in at])
             (part.nll / count).backward()
+            self.optimizer.gather()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = self.optimizer.clip(c.max_grad_norm)
         blame.check_gradient(norm, None)

@@ -16,6 +16,7 @@ from torch import nn
 
 from lm_gym.local_paths import refuse_missing_path
 from lm_gym.models import CausalLM, EncoderDecoder, TransformersLM, refuse_encoder_decoder
+from lm_gym.weight_shapes import oversized
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -169,6 +170,7 @@ def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:
     refuse_pickles(source, what)
     try:
         with LOADING, quiet():
+            refuse_oversized(auto, source, what, **{k: v for k, v in options.items() if k == "gguf_file"})
             model, info = auto.from_pretrained(source, output_loading_info=True, **SAFE, **options)
     except SafetensorError as e:
         raise Unloadable(f"{what} {source!r}: {_damaged(source) or 'a safetensors file'} is damaged: {e}") from e
@@ -220,6 +222,17 @@ def refuse_pickles(source: str, what: str) -> None:
                 f"{what} {source!r} has its weights in {sorted(pickled)[0]}, a pickle, which can run code when it is "
                 "opened: convert it to safetensors where you trust it (model.save_pretrained(folder) of transformers)"
             )
+
+
+def refuse_oversized(auto: Any, source: str, what: str, **options: Any) -> None:
+    """Refuse a local folder whose config claims far more weights than it has, before memory is taken for them.
+
+    Raises:
+        ValueError: names what the config claims and what there is.
+    """
+    found = None if options.get("gguf_file") else oversized(auto, source)
+    if found:
+        raise Unloadable(f"{what} {source!r}: {found}: it is damaged, or of another kind of model")
 
 
 def _damaged(source: str) -> str | None:
