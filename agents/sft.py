@@ -60,6 +60,8 @@ class SFT(LMAgent):
         self.eval_data = (
             None if c.eval_data is None else load_demonstrations(c.eval_data, reference.tokenizer, max_tokens=longest)
         )
+        for found in (self.data, self.eval_data or ()):
+            reference.check_ids((d.token_ids for d in found), "demonstration")
         self.order = Cycle(len(self.data), self.generator)
 
     def one_update(self) -> Update:
@@ -71,6 +73,7 @@ class SFT(LMAgent):
         for at in torch.arange(len(batch)).split(c.micro_batch_size or len(batch)):
             part = likelihood(lm, self.mdp, [batch[i] for i in at])
             (part.nll / count).backward()
+            self.optimizer.gather()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = self.optimizer.clip(c.max_grad_norm)
         blame.check_gradient(norm, None)
