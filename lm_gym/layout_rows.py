@@ -55,6 +55,9 @@ def layout_rows(what: str, items: Sequence[Item], *, gold: bool = False) -> tupl
     Args:
         what: the door, one of the names above.
         gold: pairs of a layout also have the column `gold` of the annotation page: -3 (`chosen` is much better) to 0.
+
+    Raises:
+        ValueError: all rows are left out.
     """
     found: list[Item] = []
     wrong: list[tuple[str, str]] = []
@@ -79,9 +82,10 @@ def layout_rows(what: str, items: Sequence[Item], *, gold: bool = False) -> tupl
             columns[layout.name] = tuple(dict.fromkeys((*columns.get(layout.name, ()), *here)))
             counts["rows"] += 1
             if layout.together and what != PROMPTS:
+                layout.scores.read(row)  # a row without one is not to take its fellows along
                 together.setdefault((layout.name, repr(layout.prompt.read(row))), []).append((where, row))
                 continue
-            for new in _read(layout, [row], what, counts, gold):
+            for new in list(_read(layout, [row], what, counts, gold)):
                 if what == DEMONSTRATIONS and _rejected(new):
                     bad += 1
                 else:
@@ -91,17 +95,19 @@ def layout_rows(what: str, items: Sequence[Item], *, gold: bool = False) -> tupl
             wrong.append((where, _why(error)))
     for (name, _), parts in together.items():
         layout, counts = next(layout for layout in LAYOUTS if layout.name == name), said[name]
-        counts["alone"] += len(parts) == 1
         where = " and ".join(place for place, _ in parts) if len(parts) < 3 else f"{parts[0][0]} and its fellows"
         try:
-            new_rows = list(_read(layout, [row for _, row in parts], what, counts, gold)) if len(parts) > 1 else []
+            new_rows = list(_read(layout, [row for _, row in parts], what, counts, gold))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             wrong.append((where, _why(error)))
             continue
-        found += [(where, new) for new in new_rows]
+        found += ((where, new) for new in new_rows)
         counts["read"] += len(new_rows)
     for name, counts in said.items():
         _log.warning("note: %s", _line(what, name, columns[name], counts))
+    if items and not found and not wrong:
+        what_is = "their answers were rejected" if bad else "no prompt has two answers to compare"
+        raise ValueError(f"nothing is left of the {len(items)} rows of the {what}: {what_is}")
     if bad:
         _log.warning("note: %d of %d demonstrations are left out: their answers were rejected", bad, len(items))
     return found, wrong
@@ -134,7 +140,9 @@ def _has(row: Row, formats: Sequence[Sequence[str]]) -> bool:
 
 
 def _rejected(row: Row) -> bool:
-    """Whether a demonstration says that its answer is a bad one. A `label` that is a number may be a class."""
+    """Whether a demonstration says that its answer is a bad one. A `label` that is a number, or of a text, is none."""
+    if not _has(row, OWN[DEMONSTRATIONS]):
+        return False
     said = {str(row.get(name)).lower() for name in ("label", "kto_tag")}
     return "false" in said or str(row.get("kto_tag")) in ("0", "0.0")
 
@@ -152,10 +160,12 @@ def _read(layout: Layout, rows: Sequence[Row], what: str, counts: Counter[str], 
     found = [
         (_said(prompt, answer), score, detail)
         for row in rows
-        for answer, score, detail in zip(*_columns(layout, row, used, alone=len(rows) == 1), strict=True)
+        for answer, score, detail in zip(*_columns(layout, row, used), strict=True)
     ]
-    rest = rows[0] if len(rows) == 1 else {}
-    if what == DEMONSTRATIONS:
+    rest = rows[0] if not layout.together else {}
+    if what in (PAIRS, RANKINGS) and len(found) == 1:
+        counts["alone"] += 1
+    elif what == DEMONSTRATIONS:
         [(answer, score, _)] = found
         whole = {"prompt": prompt, "completion": answer} if isinstance(prompt, str) else {"messages": prompt + answer}
         good = {"label": score > 0} if layout.gives == "feedback" else {}
@@ -183,14 +193,14 @@ def _read(layout: Layout, rows: Sequence[Row], what: str, counts: Counter[str], 
             yield _row(rest, used, layout.scores.columns, new)
 
 
-def _columns(layout: Layout, row: Row, used: set[str], *, alone: bool) -> tuple[list[Any], list[float], list[Any]]:
+def _columns(layout: Layout, row: Row, used: set[str]) -> tuple[list[Any], list[float], list[Any]]:
     """The answers of a row, what was said of each, and what else is known of it and of no other."""
     answers = layout.answers.read(row)
     scores = layout.scores.read(row) or [0.0] * len(answers)
     if layout.details is not None:
         details = layout.details.read(row)
     else:
-        details = [{} if alone else {k: v for k, v in row.items() if k not in used}] * len(answers)
+        details = [{k: v for k, v in row.items() if layout.together and k not in used}] * len(answers)
     if not answers:
         raise ValueError("has no answers")
     return answers, scores, details
@@ -198,11 +208,8 @@ def _columns(layout: Layout, row: Row, used: set[str], *, alone: bool) -> tuple[
 
 def _said(prompt: Any, answer: Any) -> Any:
     """An answer of the prompt's kind."""
-    return (
-        [{"role": "assistant", "content": answer}]
-        if not isinstance(prompt, str) and isinstance(answer, str)
-        else answer
-    )
+    spoken = not isinstance(prompt, str) and isinstance(answer, str)
+    return [{"role": "assistant", "content": answer}] if spoken else answer
 
 
 def _row(old: Row, used: Any, scores: Sequence[str], new: dict[str, Any]) -> dict[str, Any]:

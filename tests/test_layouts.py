@@ -74,6 +74,22 @@ def test_an_answer_without_another_to_its_prompt_is_counted(caplog):
     assert "6 rows, pairs: 4 (2 of them ties); left out, without another answer to the prompt: 1" in caplog.text
 
 
+def test_a_row_of_several_that_is_broken_is_named_alone():
+    rows = published.PAIRS["HelpSteer"][0]
+    with pytest.raises(ValueError, match="1 of 7 rows .* row 6 has the helpfulness None; expected a number. To do"):
+        load_preferences([*rows, rows[0] | {"response": "a4", "helpfulness": None}])
+    [row] = published.PAIRS["Nectar"][0]
+    found = read_pairs([row, row | {"answers": row["answers"][:1]}])  # one answer alone is nothing to compare
+    assert (len(found.pairs), found.unusable) == (3, [])
+
+
+def test_nothing_left_is_an_error():
+    with pytest.raises(ValueError, match="nothing is left of the 1 rows of the preference data: no prompt has two ans"):
+        load_preferences(published.PAIRS["HelpSteer"][0][2:3])
+    with pytest.raises(ValueError, match="nothing is left of the 1 rows of the demonstrations: their answers were rej"):
+        load_demonstrations(published.KTO["KTO with messages"][1:], chat_tokenizer())
+
+
 def test_nectar_is_a_ranking():
     [found] = load_rankings(published.PAIRS["Nectar"][0])
     assert found.completions == ("y", "x", "z")
@@ -105,8 +121,8 @@ def test_sft_leaves_out_the_rejected_answers_of_trls_unpaired_format_too(caplog)
     rows = [{"prompt": "a", "completion": c, "label": good} for c, good in (("b", True), ("c", False), ("d", None))]
     assert len(load_demonstrations(rows, tokenizer())) == 2
     assert "1 of 3 demonstrations are left out" in caplog.text
-    classes = [{"prompt": "a", "completion": "b", "label": 0}, {"text": "ab", "label": False}]  # 0 may be a class
-    assert len(load_demonstrations(classes[:1], tokenizer())) == 1
+    classes = [{"prompt": "a", "completion": "b", "label": 0}, {"text": "ab", "label": False}]  # which may be classes
+    assert len(load_demonstrations(classes, tokenizer())) == 2
 
 
 PROMPTS = [
