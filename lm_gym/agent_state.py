@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lm_gym import checkpoints, env_state
+from lm_gym import checkpoints, env_state, run_folder
 from lm_gym.agent_config import plain_config, refuse_live
 from lm_gym.rewards import load_reward_state, reward_state
 
@@ -135,7 +135,10 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
         ValueError: if it is damaged, of another agent, or does not fit this one's parameters.
     """
     path = checkpoints.latest(folder)
-    groups, state = checkpoints.load(path)
+    try:
+        groups, state = checkpoints.load(path)
+    except ValueError as e:
+        raise ValueError(f"{e}{checkpoints.older_whole(path)}") from e
     _check_state(state, groups, path, kind)
     config = {**state["config"], **overrides}
     refuse_live(config, kind.__name__)
@@ -176,6 +179,8 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     if state["guard"] is not None:
         good = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
         agent.saved_guard = (state["guard"], good)
+    if path.parent.name == "checkpoints":
+        agent.run_mark = run_folder.mark(path.parent.parent)
     return agent
 
 

@@ -136,9 +136,10 @@ def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
     metrics: Mapping[str, Any] = {} if last is None else last.metrics
     samples = [] if last is None else last.samples
     if run is not None:
+        from lm_gym.run_folder import CONFIG, config_of
         from lm_gym.runinfo import read_config
 
-        config = read_config(Path(run) / "config.yaml")
+        config = read_config(config_of(Path(run)) or Path(run) / CONFIG)
         info = config.get("run") or {}
         command, hashes = info.get("command", command), {**hashes, **(info.get("hashes") or {})}
         reward = config.get("reward_model", reward)
