@@ -164,15 +164,13 @@ def filled_aside(folder: str | Path) -> Iterator[Path]:
     Raises:
         FolderInUse: another process writes it.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     aside = folder.with_name(f".{folder.name}.writing")
     with locked(folder, beside=True):
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         try:
             yield aside
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
             if not folder.exists():
                 os.replace(aside, folder)
                 return

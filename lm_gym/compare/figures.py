@@ -18,6 +18,7 @@ from lm_gym.compare.drawing import Axes, Figure, Line2D, position, style
 from lm_gym.compare.results import FEW, Estimate, Results, Run, Setting
 from lm_gym.compare.statistics import FloatArray, iqm, iqm_band, profile, profile_band
 from lm_gym.compare.tables import Improvements
+from lm_gym.runinfo import naming
 
 SUFFIXES = (".pdf", ".svg")
 FEW_AGENTS = 6
@@ -46,7 +47,8 @@ def draw(results: Results, found: Improvements, stem: Path, suffix: str) -> list
             if figure is None:
                 path.unlink(missing_ok=True)
                 continue
-            figure.savefig(path, metadata={"Date": None} if suffix == ".svg" else {"CreationDate": None})
+            with naming(path):
+                figure.savefig(path, metadata={"Date": None} if suffix == ".svg" else {"CreationDate": None})
             written.append(path)
     return written
 
