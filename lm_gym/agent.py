@@ -30,7 +30,7 @@ from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
-from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_reward_model
+from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
@@ -108,7 +108,7 @@ class LMAgent:
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
-        self.other_prompts = False
+        self.other_prompts = self.other_judge = False
         self.run_mark: run_folder.Mark | None = None
         """The folder of the run that this agent goes on with, as it found or left it."""
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
@@ -204,6 +204,8 @@ class LMAgent:
             if out is not None:
                 out = stack.enter_context(run_folder.taken(self, Path(out), resume))
             keep_freed_memory()
+            if out is not None or reward_state(self.mdp.reward_model) is not None:
+                _ = self.mdp.reward_hash  # as it is before it learns
             if self.updates == 0:
                 prepare_reward_model(self.mdp.reward_model, self.mdp)
             self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
@@ -262,7 +264,7 @@ class LMAgent:
         """Seed, versions, git revision, command, and the hashes of reference and reward model, for ``config.yaml``."""
         hashes = {
             "reference": self.mdp.reference.fingerprint(),
-            "reward_model": reward_model_hash(self.mdp.reward_model),
+            "reward_model": self.mdp.reward_hash,
         }
         return run_info(seed=self.config.seed, hashes=hashes)
 
