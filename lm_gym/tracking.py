@@ -273,7 +273,7 @@ class Tracker:
         if there:  # the resumed part may have other versions: keep what the first part ran with
             keep_config(folder)
         write_config(folder / CONFIG, self._config)
-        files = [path for name in ROWS if (path := folder / name).exists()]
+        files = [path for name in ROWS if (path := folder / name).is_file()]
         for file in files:  # a process that was killed may leave half a line
             text = file.read_bytes()
             if text and not text.endswith(b"\n"):

@@ -26,8 +26,6 @@ from lm_gym.run_files import append, read_jsonl
 from lm_gym.runinfo import git_revision, write_atomically
 
 Group = tuple[str, str, float]
-RESULTS = ("problems.jsonl", "reference.jsonl", "trials.jsonl", "rows.jsonl")
-"""Without one of these a folder binds nobody: a start that failed left its settings alone."""
 
 
 class Ledger:
@@ -72,7 +70,7 @@ class Ledger:
         self.revisions = []
         now: dict[str, Any] = {**settings.binding, "fixed": {name: {} for name in settings.agents}}
         now["fixed"] |= {name: dict(fields) for name, fields in settings.fixed.items()}
-        if path.exists() and any((self.folder / name).exists() for name in RESULTS):
+        if path.exists():
             then = json.loads(path.read_text(encoding="utf-8"))
             told = [
                 f"{key}={then.get(key)!r} and not {now[key]!r}" for key in settings.binding if then.get(key) != now[key]
