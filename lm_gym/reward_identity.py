@@ -8,12 +8,19 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lm_gym.reward_errors import PASSING, named_errors
+
 RewardModel = Callable[..., Any]
 
 
 def reward_model_name(reward_model: RewardModel) -> str:
     """The name that errors and `config.yaml` use: its `name` if that is a string, otherwise `module:qualified.name`."""
-    name = getattr(reward_model, "name", None)
+    try:
+        name = getattr(reward_model, "name", None)
+    except PASSING:
+        raise
+    except BaseException:  # a property that raises: errors need some name all the same
+        name = None
     if isinstance(name, str) and name:
         return name
     target = getattr(reward_model, "func", reward_model)  # a functools.partial
@@ -27,11 +34,15 @@ def reward_model_hash(reward_model: RewardModel) -> str:
 
     `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
     or class, with the plain values that it holds: defaults, closure, attributes.
+
+    Raises:
+        RewardModelError: `fingerprint()` raised.
     """
     fingerprint = getattr(reward_model, "fingerprint", None)
     parts: list[Any] = [reward_model_name(reward_model)]
     if callable(fingerprint):
-        parts.append(str(fingerprint()))
+        with named_errors(f"reward model {parts[0]}: its fingerprint()"):
+            parts.append(str(fingerprint()))
     else:
         target = getattr(reward_model, "func", reward_model)
         held: dict[str, Any] = dict(getattr(reward_model, "keywords", None) or {})

@@ -31,7 +31,7 @@ from typing import Any
 
 from lm_gym.reward_http import RewardHTTP
 from lm_gym.reward_requests import IDS, Limits, Problem, Texts, read_classify, read_get_reward
-from lm_gym.reward_specs import is_module
+from lm_gym.reward_specs import parameters_of
 from lm_gym.rewards import RewardModelError, reward_model_hash, reward_model_name, score_texts
 
 
@@ -156,13 +156,12 @@ class _WithoutIds:
     def __init__(self, reward_model: Any) -> None:
         self.reward_model, self.name = reward_model, reward_model_name(reward_model)
         self.needs_ids = False
-        try:
-            signature = inspect.signature(reward_model.forward if is_module(reward_model) else reward_model)
-        except (TypeError, ValueError):  # some builtins have no signature
+        parameters = parameters_of(reward_model)
+        if parameters is None:
             return
-        self.needs_ids = IDS in signature.parameters and signature.parameters[IDS].default is inspect.Parameter.empty
-        kept = [parameter for name, parameter in signature.parameters.items() if name != IDS]
-        self.__signature__ = signature.replace(parameters=kept)  # what lm_gym.rewards reads
+        self.needs_ids = IDS in parameters and parameters[IDS].default is inspect.Parameter.empty
+        kept = [parameter for name, parameter in parameters.items() if name != IDS]
+        self.__signature__ = inspect.Signature(kept)  # what lm_gym.rewards reads
 
     def __call__(self, **keywords: Any) -> Any:
         keywords.pop(IDS, None)
