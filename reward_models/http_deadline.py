@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import socket
-import time
 import urllib.request
 from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from typing import Any
 from urllib.parse import urlsplit
+
+from lm_gym.deadline import Until, left
 
 
 def opener(url: str, deadline: float) -> urllib.request.OpenerDirector:
@@ -61,8 +62,8 @@ class _WithDeadline(HTTPConnection):
         for *_, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
             try:
                 # The TLS handshake comes next, under the same time-out; both measure it over all of their bytes.
-                connected = socket.create_connection(found[:2], _left(self.deadline))
-                connected.settimeout(_left(self.deadline))
+                connected = socket.create_connection(found[:2], left(self.deadline))
+                connected.settimeout(left(self.deadline))
                 return connected
             except OSError as error:
                 failure = error
@@ -70,12 +71,12 @@ class _WithDeadline(HTTPConnection):
 
     def send(self, data: Any) -> None:
         if self.sock is not None:
-            self.sock.settimeout(_left(self.deadline))
+            self.sock.settimeout(left(self.deadline))
         super().send(data)
 
     def _response(self, sock: socket.socket, *arguments: Any, **options: Any) -> HTTPResponse:
         response = HTTPResponse(sock, *arguments, **options)
-        response.fp = io.BufferedReader(_Until(response.fp.detach(), sock, self.deadline))
+        response.fp = io.BufferedReader(Until(response.fp.detach(), sock, self.deadline))
         return response
 
 
@@ -85,35 +86,3 @@ class _Connection(_WithDeadline):
 
 class _SecureConnection(_WithDeadline, HTTPSConnection):
     pass
-
-
-class _Until(io.RawIOBase):
-    """A socket's stream that may be read until the deadline."""
-
-    def __init__(self, raw: Any, sock: socket.socket, deadline: float) -> None:
-        super().__init__()
-        self.raw, self.sock, self.deadline = raw, sock, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self.sock.settimeout(_left(self.deadline))
-        found: int | None = self.raw.readinto(buffer)
-        return found
-
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
-
-
-def _left(deadline: float) -> float:
-    """Seconds that are left.
-
-    Raises:
-        TimeoutError: none.
-    """
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("the time for this request is over")
-    return left
