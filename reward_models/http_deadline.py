@@ -59,10 +59,11 @@ class _WithDeadline(HTTPConnection):
 
     def _connected(self, address: tuple[str, int], *_: Any) -> socket.socket:
         failure: OSError = OSError(f"the name {address[0]} leads to no address")
-        for *_, found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+        for found in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
+            place: Any = found[4][:2]
             try:
                 # The TLS handshake comes next, under the same time-out; both measure it over all of their bytes.
-                connected = socket.create_connection(found[:2], left(self.deadline))
+                connected = socket.create_connection(place, left(self.deadline))
                 connected.settimeout(left(self.deadline))
                 return connected
             except OSError as error:

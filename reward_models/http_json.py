@@ -10,7 +10,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from http.client import HTTPException, IncompleteRead
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -155,7 +155,7 @@ def _excerpt(error: urllib.error.HTTPError) -> str:
         return repr(error.reason)
 
 
-def _wait_asked_for(headers: Mapping[str, str]) -> float:
+def _wait_asked_for(headers: Any) -> float:
     """Seconds of a Retry-After header (RFC 9110, 10.2.3): a number, or a date, by the server's clock if it says it."""
     asked = (headers.get("Retry-After") or "").strip()
     if asked.isdecimal():

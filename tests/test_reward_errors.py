@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from judges import score
-from ppo_runs import problem
+from ppo_runs import environment, ppo, problem
 
 from lm_gym.cli import main
 from lm_gym.env import LMAlignEnv
@@ -241,6 +241,23 @@ def test_an_exit_inside_a_judge_is_no_success_of_the_command_line(tmp_path, caps
     assert main([*command, f"py:{tmp_path}/quits.py:judge", "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
     assert "quits_" in error and "raised SystemExit: 0" in error and "prompt: " in error
+
+
+@pytest.mark.parametrize(("scale", "options"), [(1e20, {}), (1e37, {}), (1e20, {"normalize_scores": 16})])
+def test_scores_whose_squares_are_beyond_float32_name_the_judge(scale, options):
+    """They are finite, and so was the loss not: it named a token, and a weight before its first step."""
+
+    def huge(completions):
+        return [scale * (1 + len(text)) for text in completions]
+
+    mdp = problem(reward_model=huge, max_new_tokens=4, kl_coef=0.0)
+    agent = ppo(environment(mdp), batch_size=8, minibatch_size=8, **options)
+    if options:
+        agent.learn(20)  # a scale of its own makes them small
+        assert np.isfinite(agent.last.metrics["loss/policy_avg"])
+        return
+    with pytest.raises(RewardModelError, match=r"huge gave .*float32 cannot add up the squares[\s\S]*prompt: "):
+        agent.learn(20)
 
 
 # Names, hashes, state, factories.
