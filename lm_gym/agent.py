@@ -33,6 +33,7 @@ from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_mod
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
+from lm_gym.trainer_state import TrainerState, trainer_state
 
 if TYPE_CHECKING:
     from lm_gym.example_source import ExampleSource
@@ -156,9 +157,9 @@ class LMAgent:
         return agent_texts.rollout_for_update(self)
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         """What reward models get as ``trainer_state``."""
-        return {"global_step": self.updates, "num_input_tokens_seen": self.tokens, "epoch": self.progress}
+        return trainer_state(self)
 
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """Metrics of a rollout that this policy made: :func:`lm_gym.measures.describe`."""

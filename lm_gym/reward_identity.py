@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lm_gym.reward_errors import PASSING, named_errors
+
 RewardModel = Callable[..., Any]
 
 USER_FILE = "__lm_gym_file__"
@@ -20,7 +22,12 @@ USER_FILE = "__lm_gym_file__"
 
 def reward_model_name(reward_model: RewardModel) -> str:
     """The name that errors and `config.yaml` use: its `name` if that is a string, otherwise `module:qualified.name`."""
-    name = getattr(reward_model, "name", None)
+    try:
+        name = getattr(reward_model, "name", None)
+    except PASSING:
+        raise
+    except BaseException:  # a property that raises: errors need some name all the same
+        name = None
     if isinstance(name, str) and name:
         return name
     target = getattr(reward_model, "func", reward_model)  # a functools.partial
@@ -41,12 +48,16 @@ def reward_model_hash(reward_model: RewardModel) -> str:
     `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
     or class and of what it uses from its own folder, with the plain values that it holds: defaults, closure,
     attributes, constants of its file.
+
+    Raises:
+        RewardModelError: `fingerprint()` raised.
     """
     reward_model = getattr(reward_model, "stands_for", reward_model)  # one that only logs beside another
     fingerprint = getattr(reward_model, "fingerprint", None)
     parts: list[Any] = [reward_model_name(reward_model)]
     if callable(fingerprint):
-        parts.append(str(fingerprint()))
+        with named_errors(f"reward model {parts[0]}: its fingerprint()"):
+            parts.append(str(fingerprint()))
     else:
         target = getattr(reward_model, "func", reward_model)
         held: dict[str, Any] = dict(getattr(reward_model, "keywords", None) or {})
