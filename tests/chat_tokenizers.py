@@ -15,7 +15,7 @@ WORDS = ("good", "bad", "day", "hi", "yes", "no", "so")
 def sentencepiece(kind: str = "legacy") -> Any:
     """Words with and without a space before, letters beside them; "legacy" begins every piece of text between special
     tokens with a space, "first" only the very first, as the two kinds of SentencePiece tokenizers in use do."""
-    letters = sorted({*"abcdefghijklmnopqrstuvwxyz[]/:.{}\"'_<|>\n"})
+    letters = sorted({*"abcdefghijklmnopqrstuvwxyz[]/:.{}()\\\"'_<|>\n0123456789"})
     pieces = ["▁", *letters]
     merges = []
     for word in WORDS:
@@ -56,8 +56,8 @@ ZEPHYR = (
 """The answer begins a line."""
 
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<model>' }}{{ m['content'] }}<eot>\n"
-    "{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
+    "{{ bos_token }}{% for m in messages %}{{ '<user>' if m['role'] == 'user' else '<model>' }}{{ m['content'] }}<eot>"
+    "\n{% endfor %}{% if add_generation_prompt %}<model>{% endif %}"
 )
 """Turns end in <eot>, which is not the tokenizer's EOS, and a line break."""
 

@@ -101,7 +101,9 @@ def test_where_the_prompts_tokens_are_no_beginning_the_answer_is_the_middle_of_a
     with pytest.warns(UserWarning, match="1 of 1 rows of the demonstrations have a prompt and an answer whose tokens"):
         [found] = load_demonstrations([row], tok)
     assert shown(tok, found) == "▁hi ▁ *good *</s>"
-    tok.chat_template = "{% for m in messages %}{{ m['content'] + ' ' if m['role'] == 'user' else m['content'] }}{% endfor %}"
+    tok.chat_template = (
+        "{% for m in messages %}{{ m['content'] + ' ' if m['role'] == 'user' else m['content'] }}{% endfor %}"
+    )
     pair = Preference([user("hi")], [says("good")], [says("bad")])
     prompt, chosen, _ = tokenize(pair, tok)
     assert tok.convert_ids_to_tokens(prompt + chosen) == ["▁hi", "▁", "good", "</s>"]
