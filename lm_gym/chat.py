@@ -45,6 +45,12 @@ def in_one_form(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return found
 
 
+def behind(prompt: Any, text: Any) -> Any:
+    """A conversation without the messages of its prompt where it repeats them, as some data sets do; or as it is."""
+    spoken = isinstance(prompt, (list, tuple)) and isinstance(text, (list, tuple))
+    return text[len(prompt) :] if spoken and len(text) > len(prompt) > 0 and text[: len(prompt)] == prompt else text
+
+
 def text_of(content: Any) -> str | None:
     """The text of a message's content, which is a text or a list of text parts; None: it is neither."""
     if isinstance(content, (list, tuple)):

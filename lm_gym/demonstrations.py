@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lm_gym.chat import in_one_form, template_options
+from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation, ends_of
 from lm_gym.data_rows import Rows, shorten
 from lm_gym.prompts import kind_problem, prompt_start
@@ -122,7 +122,7 @@ def _demonstrations(
         if isinstance(prompt, str) != isinstance(completion, str):
             raise ValueError("has a prompt and a completion of which one is a text and one a list of messages")
         if not isinstance(prompt, str):
-            return _conversation(prompt, completion, tokenizer, options, eos_ids, rows)
+            return _conversation(prompt, behind(prompt, completion), tokenizer, options, eos_ids, rows)
         one = continuation(prompt, completion, tokenizer, options, eos_ids)
         rows.note(one.notes)
         return [_behind(one.prompt_ids, [False] * len(one.prompt_ids), one)]

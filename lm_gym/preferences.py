@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from lm_gym.chat import in_one_form, template_options
+from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation
 from lm_gym.data_rows import Rows
 from lm_gym.prompts import kind_problem
@@ -76,8 +76,9 @@ def load_preferences(source: Any, *, unusable: str = "error") -> list[Preference
             them.
 
     An implicit prompt ends before the last space that both texts share, so that no word is cut in two (TRL cuts at the
-    first letter that differs), or with the last message that both conversations share. Roles get the names of
-    `lm_gym.chat.ROLES`.
+    first letter that differs), or with the last message that both conversations share; in a transcript ("\\n\\nHuman: …
+    \\n\\nAssistant: …") it ends where the assistant's reply begins. Roles get the names of `lm_gym.chat.ROLES`, and a
+    conversation that repeats its prompt is taken without it.
 
     Raises:
         ValueError: no such source, no rows, or rows that are no preferences (names them and what is wrong).
@@ -159,6 +160,8 @@ def preference_of(row: Mapping[str, Any]) -> Preference:
         prompt = row["prompt"]
     _check(prompt=prompt, chosen=chosen, rejected=rejected)
     prompt, chosen, rejected = map(_in_one_form, (prompt, chosen, rejected))
+    if behind(prompt, chosen) is not chosen and behind(prompt, rejected) is not rejected:
+        chosen, rejected = behind(prompt, chosen), behind(prompt, rejected)
     if chosen == rejected:
         raise ValueError("has the same text as chosen and as rejected")
     label = _number(row, "label")
@@ -183,9 +186,10 @@ def feedback_of(row: Mapping[str, Any]) -> Feedback:
     good = {"true": True, "false": False, "1": True, "0": False}.get(str(given).strip().lower())
     if good is None:
         raise ValueError(f"has the label {given!r}; expected true (good) or false")
+    prompt = _in_one_form(row["prompt"])
     return Feedback(
-        _in_one_form(row["prompt"]),
-        _in_one_form(row["completion"]),
+        prompt,
+        behind(prompt, _in_one_form(row["completion"])),
         good,
         annotator=_annotator(row),
         columns=_others(row, "prompt", "completion", "label", "annotator"),
@@ -202,9 +206,10 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
         if len(set(ranks)) != len(completions) or len(ranks) != len(completions):
             raise ValueError(f"has the ranks {ranks!r}; expected {len(completions)} different numbers, 1 for the best")
         completions = [text for _, text in sorted(zip(ranks, completions, strict=True), key=lambda pair: pair[0])]
+    prompt = _in_one_form(row["prompt"])
     return Ranking(
-        _in_one_form(row["prompt"]),
-        tuple(map(_in_one_form, completions)),
+        prompt,
+        tuple(behind(prompt, _in_one_form(text)) for text in completions),
         annotator=_annotator(row),
         columns=_others(row, "prompt", "completions", "ranks", "annotator"),
     )
@@ -213,7 +218,9 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """The prompt that both begin with, and what is left of each."""
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
-    if isinstance(chosen, str):
+    if isinstance(chosen, str) and (reply := _reply_of_transcript(chosen[:same])):
+        same = reply
+    elif isinstance(chosen, str):
         while same and not chosen[same - 1 : same].isspace():
             same -= 1
         while same and chosen[same - 1] == " ":  # the space belongs to the first word of the completion
@@ -225,6 +232,15 @@ def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
             "'prompt'"
         )
     return prompt, left, right
+
+
+def _reply_of_transcript(shared: str) -> int:
+    """Where the assistant's reply begins, which the beginning of a transcript ("Human: …") ends in; 0: it does not.
+
+    Replies may begin with the same words, which belong to them and not to the prompt.
+    """
+    human, assistant = shared.rfind("\n\nHuman:"), shared.rfind("\n\nAssistant:")
+    return assistant + len("\n\nAssistant:") if -1 < human < assistant else 0
 
 
 def _need(row: Mapping[str, Any], *names: str) -> None:

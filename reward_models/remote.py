@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from lm_gym.chat import Ending, in_one_form, written
 from lm_gym.reward_models.dialects import DIALECTS, Texts, Wanted
 from lm_gym.reward_models.http_json import NoAnswer, ask
 from lm_gym.rewards import RewardModelError, Text, plain_text
@@ -168,10 +169,9 @@ class Remote:
             from transformers import AutoTokenizer
 
             self._template = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
-        messages = [*prompt, *(completion or ())]
-        return str(
-            self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=completion is None)
-        )
+        start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ending: Ending = "prompt" if completion is None else "whole"
+        return written(in_one_form([*start, *(completion or ())]), self._template, ending=ending)
 
 
 def _check_options(dialect: str, given: dict[str, Any]) -> None:
