@@ -116,22 +116,21 @@ def written(
         except Exception as error:  # templates raise what they like
             raise ValueError(f"is refused by the chat template: {error}") from error
 
-    text = applied([dict(message) for message in messages])
-    missing = lost(messages, text)
-    if missing is None:
-        return text
-    try:  # some templates, of models that also see, read a list of parts only
-        text = applied([_in_parts(message) for message in messages])
-    except ValueError:
-        pass
-    else:
-        if lost(messages, text) is None:
-            return text
-    raise ValueError(
-        f"goes through a chat template that leaves out what message {missing} ({messages[missing]['role']}) says: "
-        f"{_said(messages[missing])[0]!r:.60} is not in the text that it writes. Give another template, or leave the "
-        "message out"
-    )
+    first: ValueError | None = None
+    for form in (dict, _in_parts):  # some templates, of models that also see, read a list of parts only
+        try:
+            text = applied([form(message) for message in messages])
+            if (missing := lost(messages, text)) is None:
+                return text
+            index, said = missing
+            raise ValueError(
+                f"goes through a chat template that leaves out what message {index} ({messages[index]['role']}) says: "
+                f"{said!r:.60} is not in the text that it writes. Give another template, or leave the message out"
+            )
+        except ValueError as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def _in_parts(message: Message) -> dict[str, Any]:
@@ -151,20 +150,21 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
             raise ValueError(f"has message {index} with content that is no text: {content!r:.60}")
 
 
-def lost(messages: Sequence[Message], text: str, *, reasoning: bool = False) -> int | None:
-    """The first message of which something is not in a text, white space and JSON's escapes aside; None: all is there.
+def lost(messages: Sequence[Message], text: str, *, reasoning: bool = False) -> tuple[int, str] | None:
+    """The first message of which something is not in a text, and what; None: all is there.
 
-    What an assistant says before `REASONING_ENDS` need not be there, unless `reasoning` is asked for: many templates
-    leave it out of earlier turns.
+    White space and JSON's escapes do not count, and what an assistant says before `REASONING_ENDS` need not be there,
+    unless `reasoning` is asked for: many templates leave it out of earlier turns.
     """
     there = _squeezed(text)
     wanted: Counter[str] = Counter()
     for index, message in enumerate(messages):
-        for said in map(_squeezed, _said(message, reasoning)):
-            wanted[said] += 1
-            escaped = json.dumps(said, ensure_ascii=False)[1:-1]
-            if said and max(there.count(said), there.count(escaped)) < wanted[said]:
-                return index
+        for said in _said(message, reasoning):
+            short = _squeezed(said)
+            wanted[short] += 1
+            escaped = json.dumps(short, ensure_ascii=False)[1:-1]
+            if short and max(there.count(short), there.count(escaped)) < wanted[short]:
+                return index, said
     return None
 
 

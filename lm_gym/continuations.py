@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,12 +129,19 @@ def _in_template(
         return text, text + said + behind, [*notes, VERBATIM]
     if whole.startswith(text):
         return text, whole, notes
-    if not started and text.startswith(before) and whole.startswith(before) and lost(context, before) is None:
-        return before, whole, [*notes, SHORTENED]
+    shared = _shared(text, before, whole)
+    if not started and lost(context, shared) is None:
+        return shared, whole, [*notes, SHORTENED]
     raise ValueError(
         f"goes through a chat template that writes the prompt otherwise once an answer follows: {text[-80:]!r} is not "
         f"the beginning of {whole[:80]!r}...; give the texts as plain strings, or another template"
     )
+
+
+def _shared(*texts: str) -> str:
+    """What all texts begin with."""
+    alike = itertools.takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return texts[0][: sum(1 for _ in alike)]
 
 
 def ids_of(text: str, tokenizer: Any) -> list[int]:

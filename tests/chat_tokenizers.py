@@ -84,7 +84,22 @@ R1 = (
 )
 """The marker of an answer opens the reasoning, which every answer that is written loses."""
 
-TEMPLATES = {"llama2": LLAMA2, "zephyr": ZEPHYR, "gemma": GEMMA, "phi3": PHI3, "qwen3": QWEN3, "r1": R1}
+NEMOTRON = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}<eot>\n"
+    "{% else %}<model>{{ m['content'] if '</think>' in m['content'] else '<think></think>' + m['content'] }}<eot>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<model><think>\n{% endif %}"
+)
+"""The marker of an answer opens the reasoning with a line break, which an answer without reasoning does not have."""
+
+TEMPLATES = {
+    "llama2": LLAMA2,
+    "zephyr": ZEPHYR,
+    "gemma": GEMMA,
+    "phi3": PHI3,
+    "qwen3": QWEN3,
+    "r1": R1,
+    "nemotron": NEMOTRON,
+}
 
 
 def user(text: str) -> dict[str, str]:

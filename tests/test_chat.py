@@ -89,9 +89,12 @@ def test_what_a_template_trims_moves_and_escapes_is_there() -> None:
     text = 'say "<think>why</think>" {"a": "b\\n"}'
     messages = [user("  so  \n\n so "), {"role": "assistant", "content": "<think>so</think>\nyes"}, user('a "b"')]
     assert lost(messages, '[so so] yes "a \\"b\\""') is None
-    assert lost(messages, "[so so] yes") == 2
+    assert lost(messages, "[so so] yes") == (2, 'a "b"')
     assert lost([user(text)], json.dumps(text, ensure_ascii=False)) is None
-    assert lost([messages[1]], "yes", reasoning=True) == 0  # where the reasoning must be there too
+    assert lost([messages[1]], "yes", reasoning=True) == (
+        0,
+        "<think>so</think>\nyes",
+    )  # where the reasoning must be there too
 
 
 def test_content_in_parts_is_its_text() -> None:
@@ -108,8 +111,11 @@ def test_content_in_parts_is_its_text() -> None:
 
 
 def test_a_template_that_reads_parts_only_gets_them() -> None:
-    template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
-    assert prompt_of([user("good day")], template) == "good day"
+    for text in ("p['text']", "p.text | upper | lower"):
+        template = "{% for m in messages %}{% for p in m['content'] %}{{ " + text + " }}{% endfor %}{% endfor %}"
+        assert prompt_of([user("good day")], template) == "good day"
+    strict = "{% for m in messages %}{{ m['content'][0].text | length }}{{ m['content'][0].text }}{% endfor %}"
+    assert prompt_of([user("good day")], strict) == "8good day"  # refused for a text, whose letters have no length
 
 
 CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
@@ -136,7 +142,7 @@ def test_calls_of_tools_need_no_content(content: Any) -> None:
         imitated = [t for t, flag in zip(found.token_ids, found.imitated, strict=True) if flag]
         assert tok.decode(imitated).replace(" ", "") == 'add{"a":1}</s>so</s>'
     assert prompt_of(talk[:3], TOOLS, tools=json.dumps(tools)).startswith("add:<user>hi")
-    with pytest.raises(ValueError, match=r"leaves out what message 1 \(assistant\) says"):
+    with pytest.raises(ValueError, match=r"leaves out what message 1 \(assistant\) says: 'add' is not in the text"):
         load_demonstrations([{"messages": talk}], with_template(ZEPHYR))
     with pytest.raises(ValueError, match="ends in an assistant's message that is no text alone"):
         prompt_of(talk[:2], TOOLS)

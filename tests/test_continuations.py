@@ -7,7 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from chat_tokenizers import BOS, EOS, EOT, GEMMA, LLAMA2, MODEL, PHI3, QWEN3, R1, ZEPHYR, says, user, with_template
+from chat_tokenizers import (
+    BOS,
+    EOS,
+    EOT,
+    GEMMA,
+    LLAMA2,
+    MODEL,
+    NEMOTRON,
+    PHI3,
+    QWEN3,
+    R1,
+    ZEPHYR,
+    says,
+    user,
+    with_template,
+)
 from small_models import llama
 
 from lm_gym.agents import DPO, KTO, SFT
@@ -141,6 +156,19 @@ def test_a_marker_that_opens_the_reasoning() -> None:
         load_demonstrations(rows, tok)
     said = " ".join(str(w.message) for w in caught)
     assert len(caught) == 2 and "their prompts are taken without it" in said and "would leave out" in said
+
+
+def test_a_marker_that_ends_otherwise_than_the_answer_begins() -> None:
+    """Nemotron's shape: the answer without reasoning closes it at once, behind <think> and no line break."""
+    tok = with_template(NEMOTRON)
+    pair = Preference([user("hi")], [says("good")], [says("bad")])
+    prompt, chosen, _ = (tok.convert_ids_to_tokens(ids) for ids in tokenize(pair, tok, eos_ids=ENDS))
+    assert prompt == ["<user>", "▁hi", "<eot>", "▁", "\n", "<model>", "<think>"]
+    assert chosen == ["</think>", "▁good", "<eot>"]
+    pair = Preference([user("hi")], [says("<think>\nso</think>good")], [says("<think>\nno</think>bad")])
+    prompt, chosen, _ = (tok.convert_ids_to_tokens(ids) for ids in tokenize(pair, tok, eos_ids=ENDS))
+    assert prompt == ["<user>", "▁hi", "<eot>", "▁", "\n", "<model>", "<think>", "▁", "\n"]
+    assert chosen == ["so", "</think>", "▁good", "<eot>"]
 
 
 def test_answers_of_several_turns_end_with_their_first() -> None:

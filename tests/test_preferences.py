@@ -176,7 +176,8 @@ def test_conversations_that_repeat_their_prompt():
     [ranking] = load_rankings([{"prompt": [USER], "completions": [[USER, BLUE], [USER, GREEN]]}])
     assert ranking.completions == ([BLUE], [GREEN])
     # once is no repetition where one of them does not begin so
+    tok = tokenizer()
+    tok.chat_template = TEMPLATE
+    [odd] = load_preferences([{"prompt": [USER], "chosen": [USER, BLUE], "rejected": [GREEN]}])
     with pytest.raises(ValueError, match="begins with a message of the role 'user'"):
-        tok = tokenizer()
-        tok.chat_template = TEMPLATE
-        tokenize(load_preferences([{"prompt": [USER], "chosen": [USER, BLUE], "rejected": [GREEN]}])[0], tok)
+        tokenize(odd, tok)
