@@ -25,7 +25,7 @@ from chat_tokenizers import (
 )
 from small_models import llama
 
-from lm_gym.agents import DPO, KTO, SFT
+from lm_gym.agents import DPO, KTO, PPO, SFT
 from lm_gym.demonstrations import load_demonstrations
 from lm_gym.env import LMAlignEnv
 from lm_gym.models import TransformersLM
@@ -219,6 +219,8 @@ def test_what_dpo_kto_and_sft_learn_from_by_a_plain_forward(template: str) -> No
     agent = SFT(env, data=[{"messages": [*question, good]}], batch_size=1, eval_every=10**9)
     agent.updates = 1
     assert agent.one_update().metrics["sft/loss"] == pytest.approx(-chosen / length, abs=1e-5)
+    beside = PPO(env, batch_size=2, minibatch_size=2, ptx_coef=1.0, ptx_data=[{"messages": [*question, good]}]).ptx
+    assert beside is not None and beside(1)["loss/ptx_avg"] == pytest.approx(-chosen / length, abs=1e-5)
 
 
 def test_the_constants_are_what_the_tests_take_them_for() -> None:

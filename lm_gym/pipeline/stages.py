@@ -80,7 +80,7 @@ def sft(ctx: Context, place: Workplace) -> dict[str, Any]:
     fields = {"data": files["train"], "eval_data": files["held_out"], "eval_every": SFT_EVAL_EVERY}
     env = ctx.environment(ctx.base, ctx.prompts[0], ctx.gold)
     # the rows that the agent takes, by the same options
-    options = {name: config.agent[name] for name in ("unusable", "too_long") if name in config.agent}
+    options: dict[str, Any] = {name: config.agent[name] for name in ("unusable", "too_long") if name in config.agent}
     options |= {"eos_ids": ctx.base.eos_ids, "max_tokens": config.agent.get("max_length") or ctx.base.max_positions}
     found = load_demonstrations(files["train"], ctx.base.tokenizer, **options)
     tokens = sum(sum(d.imitated[1:]) for d in found)
