@@ -65,7 +65,7 @@ class NLPOConfig(PolicyGradientConfig):
 
 
 class NLPO(LMAgent):
-    """PPO under a top-p mask of a lagged copy; see the module's docstring."""
+    """PPO whose choice is masked to the likeliest tokens of a lagged copy of its policy."""
 
     config_class: ClassVar[type[NLPOConfig]] = NLPOConfig
     name: ClassVar[str] = "nlpo"

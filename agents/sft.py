@@ -36,13 +36,13 @@ class SFTConfig(AgentConfig):
     batch_size: int = 32
     """Texts an update."""
     data: str | None = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a ``Dataset``."""
+    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a `Dataset`."""
     eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
     unusable: str = "error"
     """Rows that are no demonstrations: an "error", or "drop": they are left out, and a warning counts them."""
     too_long: str = "error"
-    """Texts of more than ``max_length`` tokens: an "error"; "drop"; or "cut": what stands before the first imitated
+    """Texts of more than `max_length` tokens: an "error"; "drop"; or "cut": what stands before the first imitated
     token loses its beginning (BOS aside) until half of the room is left of it, then the rest its end. A warning counts
     them."""
     max_length: int | None = None
@@ -54,7 +54,7 @@ class SFTConfig(AgentConfig):
 
 
 class SFT(LMAgent):
-    """Supervised fine-tuning; see the module's docstring."""
+    """Supervised fine-tuning: imitates demonstrations."""
 
     config_class: ClassVar[type[SFTConfig]] = SFTConfig
     name: ClassVar[str] = "sft"

@@ -14,7 +14,7 @@ import torch
 
 from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
 from lm_gym.adam import Adam32
-from lm_gym.agent_config import AgentConfig, make_config, plain_config
+from lm_gym.agent_config import AgentConfig, make_config, plain_config, whole
 from lm_gym.autocast import check_autocast
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
@@ -67,6 +67,9 @@ class LMAgent:
     extra_groups: ClassVar[tuple[str, ...]] = ()
     """The groups that :meth:`extra_tensors` may have."""
 
+    named: str | None = None
+    """What the command line loads this agent by where that is not ``name``: ``py:my_agents.py:MyAgent``."""
+
     def __init__(self, env: Any, **config: Any) -> None:
         self.config = make_config(self.config_class, config, type(self).__name__)
         self.env = env
@@ -113,6 +116,16 @@ class LMAgent:
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
         if isinstance(c, PolicyGradientConfig):
             check_autocast(c.autocast, self.policy.lm)
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{f.name}={getattr(self.config, f.name)!r}"
+            for f in dataclasses.fields(self.config)
+            if getattr(self.config, f.name) != f.default
+        ]
+        fields = "".join(f", {part:.60}" for part in changed)
+        done = f"{self.tokens} tokens in {self.updates} updates"
+        return f"{type(self).__name__}({self.mdp.reference.name!r}{fields}: {done})"
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
 
@@ -192,17 +205,17 @@ class LMAgent:
             run_config: what ``config.yaml`` holds beside the agent's fields.
             callback: called after every update with the agent and its metrics; returning False stops the training.
         """
-        if isinstance(total_tokens, bool) or total_tokens < 1:
-            raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
-        if keep_checkpoints is not None and keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
+        total_tokens = whole("total_tokens", total_tokens)
+        for name, value in (("save_every", save_every), ("keep_checkpoints", keep_checkpoints)):
+            if value is not None:
+                whole(name, value)
         if resume:
             agent_state.check_resume(self, guard is not None)
         keep_freed_memory()
         if self.updates == 0:
             prepare_reward_model(self.mdp.reward_model, self.mdp)
-        self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
-        config = dict(run_config or {}) | {"agent": {"name": self.name, **plain_config(self.config)}}
+        self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
+        config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
         config.setdefault("run", self.run_info() if out is not None else {})
         tracker = Tracker(
             out,
@@ -309,6 +322,7 @@ class LMAgent:
         Returns:
             the metrics of :meth:`describe`, ``objective/scores_sem`` (standard error), ``objective/j`` = E[R] − β·KL.
         """
+        n = whole("n", n)
         records = self.mdp.prompts if prompts is None else agent_texts.records_of(self.mdp, prompts)
         if prompts is None:  # spread over all of them
             order = np.random.default_rng(seed).permutation(len(records))

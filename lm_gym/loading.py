@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.local_paths import refuse_missing_path
 from lm_gym.models import CausalLM, TransformersLM
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -67,7 +68,7 @@ def load_model(
         if not hasattr(model, "get_output_embeddings"):
             raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
         name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-        return TransformersLM(model, _tokenizer(tokenizer or name, what), name)
+        return TransformersLM(model, load_tokenizer(tokenizer or name, what), name)
     if not isinstance(model, (str, Path)):
         raise ValueError(
             f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got a "
@@ -93,15 +94,21 @@ def load_model(
             f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
             f"{_first_line(e)}"
         ) from e
-    found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
+    found = load_tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
     return TransformersLM(loaded.to(where), found, name)
 
 
-def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+    """A tokenizer from a hub id or a folder; a live one is what it is. ``what`` it belongs to, for errors.
+
+    Raises:
+        ValueError: there is none under that name.
+    """
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
     from transformers import AutoTokenizer
 
+    refuse_missing_path(str(tokenizer), what)
     try:
         return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
     except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
@@ -160,6 +167,10 @@ def refuse_pickles(source: str, what: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
+        try:
+            refuse_missing_path(source, what)
+        except ValueError as e:
+            raise Unloadable(str(e)) from None
         return
     files = [path.name for path in folder.iterdir()]
     for stem in ("adapter_model", ""):  # an adapter is loaded beside whole weights, so each must be safe by itself

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.extras import install_command
 from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
@@ -205,7 +206,7 @@ def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
-        raise ImportError("LoRA needs PEFT: pip install 'lm-gym[peft]'") from e
+        raise ImportError(f"LoRA needs PEFT: {install_command('peft')}") from e
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

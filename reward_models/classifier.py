@@ -182,9 +182,9 @@ class Classifier:
 
 def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    from lm_gym.loading import SAFE, refuse_pickles
+    from lm_gym.loading import SAFE, load_tokenizer, refuse_pickles
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
@@ -196,7 +196,7 @@ def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str |
         )
         tokenizer = model if tokenizer is None else tokenizer
         if isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
+            tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
     if info["missing_keys"]:

@@ -166,9 +166,9 @@ class Remote:
                 f"{self.name} takes texts, and the prompts are conversations: give tokenizer=<hub id or folder>"
             )
         if self._template is None:
-            from transformers import AutoTokenizer
+            from lm_gym.loading import load_tokenizer
 
-            self._template = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
+            self._template = load_tokenizer(self.tokenizer, f"{self.name}'s tokenizer")
         start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ending: Ending = "prompt" if completion is None else "whole"
         return written(in_one_form([*start, *(completion or ())]), self._template, ending=ending)

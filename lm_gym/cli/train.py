@@ -33,6 +33,7 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
     with refusing():
         out = run_folder(options)
         agent, held_out, where = make_agent(options, out)
+        agent.named = options.agent_name
     config = resolved(options, held_out=where)
     provenance: dict[str, Any] = agent.run_info()
     if preset is not None:
@@ -65,7 +66,7 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
 def run_folder(options: TrainOptions) -> Path:
     """The run's folder: as asked for, or a new one named by date and time."""
     if options.run.out is None:
-        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_name}"
+        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_class.name}"
     out = Path(options.run.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out expected a folder, and {out} is a file")
