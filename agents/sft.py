@@ -67,10 +67,10 @@ class SFT(LMAgent):
             raise ValueError("SFT expected data=, demonstrations to imitate (prompt and completion), got none")
         longest = min(reference.max_positions, c.max_length or reference.max_positions)
 
-        def read(source: Any, what: str) -> list[Demonstration]:
-            rows = Rows(what, unusable=c.unusable, too_long=c.too_long, max_length=longest)
+        def read(source: Any, name: str) -> list[Demonstration]:
+            rows = Rows("demonstrations", name=name, unusable=c.unusable, too_long=c.too_long, max_length=longest)
             found = read_demonstrations(source, reference.tokenizer, reference.eos_ids, rows)
-            self.data_rows[what] = rows.counts()
+            self.data_rows[name] = rows.counts()
             return found
 
         self.data = read(c.data, "demonstrations")

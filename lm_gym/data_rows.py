@@ -21,21 +21,28 @@ class Rows:
     """The rows of one data set on their way to what is trained on.
 
     Args:
-        what: their name in messages ("preference data").
+        what: what they are ("preference data"). name: what messages call them; None: that.
         unusable: what is done with rows that cannot be used: "error" refuses the whole, "drop" leaves them out.
         too_long: the same for rows that are too long; "cut" shortens them, as :func:`shorten` does.
         max_length: the longest prompt and answer together, in tokens; None: no limit beside the problem's.
     """
 
     def __init__(
-        self, what: str, *, unusable: str = "error", too_long: str = "error", max_length: int | None = None
+        self,
+        what: str,
+        *,
+        name: str | None = None,
+        unusable: str = "error",
+        too_long: str = "error",
+        max_length: int | None = None,
     ) -> None:
-        for name, value, known in (("unusable", unusable, UNUSABLE), ("too_long", too_long, TOO_LONG)):
+        for option, value, known in (("unusable", unusable, UNUSABLE), ("too_long", too_long, TOO_LONG)):
             if value not in known:
-                raise ValueError(f"{name} expected one of {known}, got {value!r}")
+                raise ValueError(f"{option} expected one of {known}, got {value!r}")
         if max_length is not None and max_length < 2:
             raise ValueError(f"max_length expected at least 2, one token of prompt and one of answer, got {max_length}")
-        self.what, self.unusable, self.too_long, self.max_length = what, unusable, too_long, max_length
+        self.what, self.name = what, name or what
+        self.unusable, self.too_long, self.max_length = unusable, too_long, max_length
         self.total = 0
         self.wrong: list[str] = []
         """Rows that cannot be used, and why."""
@@ -48,7 +55,7 @@ class Rows:
         """Where each usable row is, and what ``read`` makes of it; a row that is a ``kind`` already stays."""
         items = read_items(source, what=self.what)
         if not items:
-            raise ValueError(f"the {self.what} {source!r:.80} has no rows; expected at least one")
+            raise ValueError(f"the {self.name} {source!r:.80} has no rows; expected at least one")
         self.total = len(items)
         found: list[tuple[str, T]] = []
         for where, item in items:
@@ -86,7 +93,7 @@ class Rows:
         Raises:
             ValueError: rows that cannot be used or are too long, or none are left.
         """
-        rows = f"of {self.total} rows of the {self.what}"
+        rows = f"of {self.total} rows of the {self.name}"
         if self.wrong and (self.unusable == "error" or not kept):
             raise ValueError(
                 f"{len(self.wrong)} {rows} cannot be used: {shown(self.wrong)}. To do: repair or drop them "

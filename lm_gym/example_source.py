@@ -142,8 +142,8 @@ def read_feedback(source: Any, mdp: AlignmentMDP, rows: Rows | None = None) -> E
 class _Fitted:
     """Rows that the problem's policies could write; what they could not is an error, left out or cut, as asked for.
 
-    A text of more than ``max_new_tokens`` tokens is cut there and has no EOS, as one that reaches the limit; a prompt
-    of more than is left of the model's positions loses its beginning.
+    A text ends at the environment's stop strings. One of more than ``max_new_tokens`` tokens is cut there and has no
+    EOS, as one that reaches the limit; a prompt of more than is left of the model's positions loses its beginning.
     """
 
     def __init__(self, mdp: AlignmentMDP, what: str, rows: Rows) -> None:
@@ -165,7 +165,7 @@ class _Fitted:
         mdp, limit = self.mdp, self.mdp.max_new_tokens
         prompt, texts = answers[0].prompt_ids, [a.token_ids for a in answers]
         # a text that reaches the limit ends there, without EOS
-        texts = [text[:limit] if len(text) == limit + 1 else text for text in texts]
+        texts = [text[:limit] if len(text) == limit + 1 else text for text in map(self._stopped, texts)]
         for text in texts:
             if len(text) <= mdp.min_new_tokens and text[-1] in mdp.reference.eos_ids:
                 raise ValueError(f"ends after {len(text)} tokens (min_new_tokens={mdp.min_new_tokens})")
@@ -189,6 +189,13 @@ class _Fitted:
         self.prompts.append(prompt)
         self.texts += texts
         self.labels.append(label)
+
+    def _stopped(self, text: list[int]) -> list[int]:
+        """A text up to the token that completes a stop string of the environment, behind which no policy writes."""
+        mdp = self.mdp
+        ends = (n for n in range(max(1, mdp.min_new_tokens), len(text)) if mdp.finish_reason(text[:n]) == "stop")
+        whole = mdp.reference.decode(text) if mdp.stop else ""
+        return text[: next(ends, len(text))] if any(s in whole for s in mdp.stop) else text
 
     def examples(self) -> Examples:
         self.rows.finish(len(self.prompts), "make the environment with other limits, or ")
