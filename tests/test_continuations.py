@@ -28,6 +28,7 @@ from small_models import llama
 from lm_gym.agents import DPO, KTO, PPO, SFT
 from lm_gym.demonstrations import load_demonstrations
 from lm_gym.env import LMAlignEnv
+from lm_gym.judged_pairs import scores_of
 from lm_gym.models import TransformersLM
 from lm_gym.preferences import Preference, tokenize
 
@@ -185,6 +186,19 @@ def test_answers_of_several_turns_end_with_their_first() -> None:
         tokenize(same, tok, eos_ids=ENDS)
     with pytest.raises(ValueError, match="begins with a message of the role 'user'"):
         tokenize(Preference([user("hi")], [user("so"), says("no")], [says("good")]), tok)
+
+
+def test_judges_of_token_ids_get_those_of_an_answer_behind_its_prompt() -> None:
+    """Tokens of the middle of a text: no space before the first word."""
+    seen: list[Any] = []
+
+    def judge(completion_ids: Any, **_: Any) -> list[float]:
+        seen.extend(completion_ids)
+        return [0.0] * len(completion_ids)
+
+    tok = with_template(ZEPHYR)
+    scores_of(judge, [("hi", "good so", {}), ([user("hi")], [says("x")], {})], tok)
+    assert [tok.convert_ids_to_tokens(ids) for ids in seen] == [["good", "▁so"], ["x"]]
 
 
 def problem(template: str) -> tuple[Any, Any]:
