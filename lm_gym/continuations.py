@@ -83,12 +83,12 @@ def continuation(
     notes: list[str] = []
     if isinstance(prompt, str):
         assert isinstance(completion, str)
-        text, whole, prompt_ids = prompt, prompt + completion, prompt_start(prompt, tokenizer)
+        text, whole = prompt, prompt + completion
     else:
         assert not isinstance(completion, str)
         text, whole, notes = _in_template(in_one_form(prompt), in_one_form(completion), tokenizer, options, started)
-        prompt_ids = ids_of(text, tokenizer)
     before, both = ids_of(text, tokenizer), ids_of(whole, tokenizer)
+    prompt_ids = prompt_start(prompt, tokenizer) if isinstance(prompt, str) else before
     if both[: len(before)] == before:
         ids = both[len(before) :]
     else:
@@ -121,14 +121,12 @@ def _in_template(
         return text, whole, notes
     marked = written([*context, answer | {"content": MARK}], tokenizer, options, ending="whole")
     before, _, behind = marked.partition(MARK)
-    if reasons and not started and text.startswith(before):
-        opened = text[len(before) :].strip()  # <think>, which the prompt ends in and the answer may begin with
-        said = answer["content"]
+    if reasons:
+        said = completion[0]["content"]
+        opened = "" if started else text[len(_shared(text, before)) :].strip()  # <think>, which both may have
         if opened and said.lstrip().startswith(opened):
             said = said.lstrip()[len(opened) :].lstrip()
         return text, text + said + behind, [*notes, VERBATIM]
-    if whole.startswith(text):
-        return text, whole, notes
     shared = _shared(text, before, whole)
     if not started and lost(context, shared) is None:
         return shared, whole, [*notes, SHORTENED]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +25,8 @@ from chat_tokenizers import (
     user,
     with_template,
 )
-from small_models import llama
+from jinja2.exceptions import UndefinedError
+from small_models import llama, tokenizer
 
 from lm_gym.agents import DPO, KTO, PPO, SFT
 from lm_gym.demonstrations import load_demonstrations
@@ -151,6 +154,10 @@ def test_a_marker_that_opens_the_reasoning() -> None:
     assert tokens("so</think>good", "no</think>good") == reasons  # as the policy itself writes it
     one = tokens("<think>\nso</think>good", "bad")
     assert one == ["<s> <user> ▁hi <model>", "<think> ▁ \n so </think> ▁good </s>", "▁bad </s>"]
+    begun = Preference([*question, says("<think>so")], [says("</think>good")], [says("</think>bad")])
+    prompt, chosen, _ = (tok.convert_ids_to_tokens(ids) for ids in tokenize(begun, tok))
+    assert " ".join(prompt) == "<s> <user> ▁hi <model> <think> ▁so"
+    assert " ".join(chosen) == "</think> ▁good </s>"
     rows = [{"prompt": question, "completion": [says(said)]} for said in ("good", "<think>\nso</think>good")]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -240,3 +247,42 @@ def test_what_dpo_kto_and_sft_learn_from_by_a_plain_forward(template: str) -> No
 def test_the_constants_are_what_the_tests_take_them_for() -> None:
     tok = with_template(LLAMA2)
     assert tok("<s></s><eot><model>", add_special_tokens=False)["input_ids"] == [BOS, EOS, EOT, MODEL]
+
+
+@pytest.mark.slow
+def test_published_templates() -> None:
+    """Those that TRL brings along: the answer is whole and ends, and stands as the template writes it."""
+    folder = Path(str(pytest.importorskip("trl").__path__[0])) / "chat_templates"
+    paths = [path for path in sorted(folder.glob("*.jinja")) if "training" not in path.stem]
+    question, answer, other = [user("Why?")], says("So it is."), says("No.")
+    held = 0
+    for path in paths:
+        tok = tokenizer()
+        tok.chat_template = path.read_text(encoding="utf-8")
+        known = r"<\|(?:im_end|eot_id|end|return|END_OF_TURN_TOKEN)\|>|<(?:end_of_turn|turn\|)>"
+        ends = re.findall(known, tok.chat_template)
+        tok.add_special_tokens({"extra_special_tokens": sorted(set(ends))})
+        eos_ids = [tok.eos_token_id, *tok.convert_tokens_to_ids(sorted(set(ends)))]
+        prompt, chosen, _ = tokenize(Preference(question, [answer], [other]), tok, eos_ids=eos_ids)
+        assert chosen[-1] in eos_ids and not set(chosen[:-1]) & set(eos_ids), path.stem
+        assert "Why?" in tok.decode(prompt) and "So it is." in tok.decode(chosen), path.stem
+        try:
+            written = tok.apply_chat_template([*question, answer], tokenize=False)
+        except UndefinedError:
+            continue  # of a model that also sees, and reads a list of parts alone
+        if "Why?" not in written:
+            continue
+        whole = tok(written)["input_ids"]
+        text = prompt + chosen[:-1]
+        assert whole[: len(text)] == text, path.stem
+        held += 1
+        talk = [*question, answer, user("And?"), says("Yes.")]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            texts = load_demonstrations([{"messages": talk}], tok, eos_ids=eos_ids)
+        imitated = "".join(
+            tok.decode([i for i, flag in zip(t.token_ids, t.imitated, strict=True) if flag]) for t in texts
+        )
+        assert "So it is." in imitated and "Yes." in imitated, path.stem
+        assert "Why?" not in imitated and "And?" not in imitated, path.stem
+    assert held >= 35
