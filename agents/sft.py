@@ -65,11 +65,12 @@ class SFT(LMAgent):
         c, reference = self.config, self.mdp.reference
         if c.data is None:
             raise ValueError("SFT expected data=, demonstrations to imitate (prompt and completion), got none")
-        longest = min(reference.max_positions, c.max_length or reference.max_positions)
+        longest = reference.max_positions if c.max_length is None else min(reference.max_positions, c.max_length)
 
         def read(source: Any, name: str) -> list[Demonstration]:
             rows = Rows("demonstrations", name=name, unusable=c.unusable, too_long=c.too_long, max_length=longest)
             found = read_demonstrations(source, reference.tokenizer, reference.eos_ids, rows)
+            reference.check_ids((d.token_ids for d in found), "demonstration")
             self.data_rows[name] = rows.counts()
             return found
 
@@ -86,6 +87,7 @@ class SFT(LMAgent):
         for at in torch.arange(len(batch)).split(c.micro_batch_size or len(batch)):
             part = likelihood(lm, self.mdp, [batch[i] for i in at])
             (part.nll / count).backward()
+            self.optimizer.gather()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = self.optimizer.clip(c.max_grad_norm)
         blame.check_gradient(norm, None)

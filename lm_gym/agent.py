@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
-from lm_gym.adam import Adam32
+from lm_gym.adam import Adam32, refuse_float16
 from lm_gym.agent_config import AgentConfig, make_config, plain_config, whole
 from lm_gym.autocast import check_autocast
 from lm_gym.cached_lm import CachedLM
@@ -25,7 +25,6 @@ from lm_gym.guard import Guard, Watch
 from lm_gym.host_memory import keep_freed_memory
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
@@ -90,6 +89,8 @@ class LMAgent:
                 frozen_head=c.frozen_head,
                 frozen=not self.trains,
             )
+        if self.trains:
+            refuse_float16(self.policy, type(self).__name__)
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate * self.step_scale if c.learning_rate is None else c.learning_rate
         self.optimizer = Adam32(self.params, lr=self.base_lr)
@@ -340,10 +341,15 @@ class LMAgent:
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
-    def copies(self) -> dict[str, CausalLM]:
-        """Models that follow the policy, by name: kept in checkpoints, and taken back with it by a guard."""
+    def copies(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Weights of the models that follow the policy: kept in checkpoints, and taken back with it by a guard."""
         control = self.kl_control
-        return {} if control is None or control.ema is None else {"ema": control.ema}
+        return {} if control is None or control.ema is None else {"ema": control.ema_values()}
+
+    def copies_were_set(self) -> None:
+        """What is to be done after :meth:`copies` were written to."""
+        if self.kl_control is not None:
+            self.kl_control.round_ema()
 
     def extra_state(self) -> dict[str, Any]:
         """What an algorithm adds to ``state.json``."""

@@ -24,6 +24,7 @@ from typing import Any
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation, ends_of
 from lm_gym.data_rows import Rows, shorten
+from lm_gym.positions import because
 from lm_gym.prompts import kind_problem, prompt_start
 
 __all__ = ["Demonstration", "load_demonstrations"]
@@ -87,7 +88,7 @@ def read_demonstrations(source: Any, tokenizer: Any, eos_ids: Sequence[int] | No
         texts = [item] if isinstance(item, Demonstration) else item
         longest, limit = max(len(d.token_ids) for d in texts), rows.max_length
         if limit is not None and longest > limit:
-            if not rows.keep_long(where, f"has {longest} tokens (at most {limit})"):
+            if not rows.keep_long(where, f"has {longest} tokens (at most {limit}{because(limit)})"):
                 continue
             with rows.row(where):
                 found += [_cut(d, limit, bos) for d in texts]

@@ -15,6 +15,7 @@ from lm_gym.cycle import Cycle
 from lm_gym.data_rows import Rows, end_of, shorten
 from lm_gym.judged import Batch, Examples
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.positions import because
 from lm_gym.preferences import Feedback, Preference, feedback_of, preference_of, tokenized_pair
 
 if TYPE_CHECKING:
@@ -151,7 +152,7 @@ class _Fitted:
             raise ValueError(f"{what} expected a model with a tokenizer, and {mdp.reference.name} has none")
         if mdp.top_k is not None:
             raise ValueError(f"{what} expected an environment without top_k, whose policies can write any given text")
-        self.mdp, self.rows, self.tokenizer = mdp, rows, mdp.reference.tokenizer
+        self.mdp, self.what, self.rows, self.tokenizer = mdp, what, rows, mdp.reference.tokenizer
         self.prompts: list[list[int]] = []
         self.texts: list[list[int]] = []
         self.labels: list[float] = []
@@ -175,7 +176,8 @@ class _Fitted:
         if longest > limit:
             how.append(f"has a response of {longest} tokens (at most {limit}, by max_new_tokens)")
         if len(prompt) > room:
-            how.append(f"has a prompt of {len(prompt)} tokens (at most {room} beside max_new_tokens={limit})")
+            most = f"at most {room} beside max_new_tokens={limit}{because(room)}"
+            how.append(f"has a prompt of {len(prompt)} tokens ({most})")
         if not how and len(prompt) + longest > whole:
             how.append(f"has {len(prompt) + longest} tokens (at most {whole}, by max_length)")
         if how:
@@ -199,4 +201,7 @@ class _Fitted:
 
     def examples(self) -> Examples:
         self.rows.finish(len(self.prompts), "make the environment with other limits, or ")
+        k = len(self.texts) // len(self.prompts)
+        whole = ([*p, *(i for t in self.texts[n * k : (n + 1) * k] for i in t)] for n, p in enumerate(self.prompts))
+        self.mdp.reference.check_ids(whole, f"row of the {self.what}")
         return Examples.of(self.prompts, self.texts, self.labels)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lm_gym.chat import Ending, Message, in_one_form, template_options, text_of, written
+from lm_gym.positions import because
 from lm_gym.prompt_sources import Row, read_rows
 from lm_gym.rewards import RESERVED_COLUMNS
 
@@ -97,7 +98,7 @@ def load_prompts(source: Any, tokenizer: Any, *, max_tokens: int | None = None) 
     texts = _texts(rows, tokenizer)
     if max_tokens is not None:
         endless = [row for row, text in zip(rows, texts, strict=True) if _endless(text, tokenizer, max_tokens)]
-        advice = f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit"
+        advice = f"shorten or drop prompts of more than {max_tokens} tokens{because(max_tokens)}, or raise the limit"
         _refuse(rows, [(f"has far more than {max_tokens} tokens", row) for row in endless], advice)
     token_ids = _tokenized(rows, texts, tokenizer)
     _refuse(
@@ -107,7 +108,11 @@ def load_prompts(source: Any, tokenizer: Any, *, max_tokens: int | None = None) 
         long = [
             (f"has {len(ids)} tokens", row) for row, ids in zip(rows, token_ids, strict=True) if len(ids) > max_tokens
         ]
-        _refuse(rows, long, f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit")
+        _refuse(
+            rows,
+            long,
+            f"shorten or drop prompts of more than {max_tokens} tokens{because(max_tokens)}, or raise the limit",
+        )
     return [
         Prompt(
             id=index,

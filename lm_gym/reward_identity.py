@@ -38,6 +38,7 @@ def reward_model_hash(reward_model: RewardModel) -> str:
     `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
     or class, with the plain values that it holds: defaults, closure, attributes.
     """
+    reward_model = getattr(reward_model, "stands_for", reward_model)  # one that only logs beside another
     fingerprint = getattr(reward_model, "fingerprint", None)
     parts: list[Any] = [reward_model_name(reward_model)]
     if callable(fingerprint):

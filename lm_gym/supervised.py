@@ -65,6 +65,7 @@ class Mixture:
         self.data = load_demonstrations(
             source, reference.tokenizer, eos_ids=reference.eos_ids, max_tokens=reference.max_positions
         )
+        reference.check_ids((d.token_ids for d in self.data), "demonstration")
         self.order = Cycle(len(self.data), agent.generator)
 
     def __call__(self, count: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lm_gym.data_rows import Rows
+from lm_gym.models import check_ids
 from lm_gym.preferences import Preference, Ranking
 
 UNNAMED = "unnamed"
@@ -96,6 +97,7 @@ def _encoded(
         if key not in cache:
             cache[key] = tuple(judge.tokens(row.prompt, completion, cut=cut, warn=False))
         texts.append(cache[key])
+    check_ids(texts, len(judge.model.get_input_embeddings().weight), "text", judge.name, judge.tokenizer)
     label = row.label if isinstance(row, Preference) else 1.0
     wanted = margin if margins and margin is not None else 0.0
     return Comparison(tuple(texts), label, wanted, index[who], repr(row.prompt))

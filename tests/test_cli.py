@@ -182,6 +182,11 @@ def test_run_leaves_everything_and_its_config_repeats_it(tmp_path: Path, capsys:
     trained_on = {row["prompt"] for row in tiny.prompts("reviews")}
     assert not trained_on & {pair["prompt"] for pair in pairs}
     assert "distinct-2" in printed
+    table, page = " ".join(printed.partition("means of 4 texts")[2].split()), (out / "report.html").read_text()
+    for label, key, form in (("a text", "kl", ".2f"), ("length, tokens", "length_after", ".1f")):
+        mean = sum(pair[key] for pair in pairs) / len(pairs)
+        assert re.search(rf"{label} [^a-z]* {format(mean, form)} ", table), (label, mean, table)
+    assert "first update</text>" in page
     assert pairs[0]["after"].split()[0] in printed
 
     again = parse_train("ppo", ["--config", str(out / "config.yaml")])

@@ -74,6 +74,9 @@ class RunOptions:
     the last tenth. What is evaluated on is never trained on."""
     eval_texts: int = 64
     """Texts to compare before and after; 0: none."""
+    watch: str | None = None
+    """A second judge, as --reward takes one, beside the first in logs and report. Nothing is trained on it: where it
+    does not follow, the first is exploited."""
     save_every: int | None = 50
     """Updates between checkpoints, beside the one at the end; None: only that one."""
     keep_checkpoints: int | None = KEEP_CHECKPOINTS

@@ -20,7 +20,7 @@ from lm_gym.guard import Guard
 from lm_gym.held_out import split_prompts
 from lm_gym.judged_pairs import judge_pairs
 from lm_gym.pipeline.config import Pipeline
-from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped, Watched
+from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped
 from lm_gym.pipeline.demonstrations import from_the_world
 from lm_gym.pipeline.stage import Workplace, identity
 from lm_gym.preference_data import draw_pairs, label_pairs, write_preferences
@@ -29,6 +29,7 @@ from lm_gym.prompt_sources import read_items
 from lm_gym.report import write_report
 from lm_gym.reward_eval import evaluate
 from lm_gym.reward_models.bradley_terry import train_reward_model
+from lm_gym.reward_models.watched import Watched
 from lm_gym.reward_page import write_page
 from lm_gym.rewards import load_reward_model, plain_text
 from lm_gym.runinfo import write_atomically
@@ -235,7 +236,7 @@ def rl_inputs(ctx: Context) -> dict[str, Any]:
 def rl(ctx: Context, place: Workplace) -> dict[str, Any]:
     """Train the fine-tuned model against the learned reward; numbers: updates, texts and tokens drawn."""
     config = ctx.config.rl
-    reward = Watched(ctx.learned_reward, ctx.gold)
+    reward = Watched(ctx.learned_reward, ctx.gold, "gold")
     prompts, guard = ctx.prompts[0], None
     if config.guard_every:  # the evaluation prompts choose nothing
         prompts, looked_at = split_prompts(prompts, None)
