@@ -12,15 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Row = Mapping[str, Any]
+from lm_gym.chat import OTHER_NAMES, ROLES
 
-ROLES = {
-    "user": ("user", "human", "prompter"),
-    "assistant": ("assistant", "gpt", "chatgpt", "bing", "bard", "model"),
-    "system": ("system",),
-    "tool": ("tool", "observation"),
-}
-"""Our names of the roles, and what files in ShareGPT's layout call them."""
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -245,11 +239,12 @@ def message(said: Any) -> dict[str, Any]:
         return {key: value for key, value in said.items() if value is not None or key == "content"}
     if not isinstance(said, Mapping) or not {"from", "value"} <= set(said):
         raise ValueError(f"has the message {said!r:.80}; expected one with from and value, or role and content")
-    for role, names in ROLES.items():
-        if said["from"] in names:
-            return {"role": role, "content": said["value"]}
-    known = ", ".join(name for names in ROLES.values() for name in names)
-    raise ValueError(f"has a message from {said['from']!r:.40}; expected one of {known}")
+    name = str(said["from"]).strip().lower()
+    role = OTHER_NAMES.get(name, name)
+    if role not in ROLES:
+        known = ", ".join((*ROLES, *OTHER_NAMES))
+        raise ValueError(f"has a message from {said['from']!r:.40}; expected one of {known}")
+    return {"role": role, "content": said["value"]}
 
 
 def _messages(system: Any, *turns: tuple[str, Any]) -> list[dict[str, Any]]:

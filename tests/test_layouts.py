@@ -247,7 +247,7 @@ def test_values_may_be_written_out_as_in_a_table_of_texts():
         (
             load_feedback,
             {"conversations": [published.turn("narrator", "a")], "kto_tag": True},
-            "has a message from 'narrator'; expected one of user, human",
+            "has a message from 'narrator'; expected one of system, developer, user",
         ),
     ],
 )
