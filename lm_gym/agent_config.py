@@ -7,6 +7,8 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lm_gym.choices import check_choice
+
 Config = TypeVar("Config", bound="AgentConfig")
 
 
@@ -94,12 +96,6 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
     if config.batch_size % group:
         raise ValueError(f"batch_size expected a multiple of group_size={group}, got {config.batch_size}")
     return config
-
-
-def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{name} expected one of {known}, got {value!r}")
 
 
 LIVE = "live:"

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.choices import check_no_misspelling
 from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained
 from lm_gym.mdp import AlignmentMDP
@@ -135,6 +136,7 @@ class Policy(nn.Module):
         if critic == "separate":
             self.critic = critic_from_policy(self.lm, mdp)
         elif critic not in ("shared", "none"):
+            check_no_misspelling("critic", critic, ("shared", "separate", "none"))
             self.critic = critic_from_reward_model(critic, self.lm)
         self.lora, self.frozen_layers = bool(lora_rank), frozen_layers
         self.eval()  # dropout off, in sampling and in training alike

@@ -150,12 +150,17 @@ def _biases(judged: Judged) -> list[Results]:
     return rows
 
 
+def _deviation(scores: np.ndarray) -> float:
+    """Their standard deviation, and 0 where they are equal: 64 scores of .1 have one of 1.4e-17, which is rounding."""
+    return float(scores.std()) if np.ptp(scores) else 0.0
+
+
 def _probes(judged: Judged, tokenizer: Any) -> list[Results]:
     """What changes of a text do to its score, in standard deviations of the scores of all texts."""
     chosen = [p for p in judged.preferences if isinstance(p.chosen, str)][:PROBED]
     found = []
-    spread = float(judged.scores.std())
-    gold_spread = None if judged.gold is None else float(judged.gold.std())
+    spread = _deviation(judged.scores)
+    gold_spread = None if judged.gold is None else _deviation(judged.gold)
     for name, change in PROBES.items() if chosen else ():
         before = [(p.prompt, p.chosen, p.columns) for p in chosen]
         after = [(p.prompt, change(str(p.chosen)), p.columns) for p in chosen]
@@ -237,7 +242,7 @@ def _policy(judged: Judged, policy: Judged) -> Results:
     """Accuracy on the policy's pairs, and how far its texts are above those of the held-out pairs, in deviations."""
 
     def shift(ours: np.ndarray, theirs: np.ndarray) -> float:
-        return float((theirs.mean() - ours.mean()) / (ours.std() or 1.0))
+        return float((theirs.mean() - ours.mean()) / (_deviation(ours) or 1.0))
 
     return {
         "pairs": len(policy.preferences),

@@ -145,6 +145,6 @@ class Watched:
         learned, gold = scores(self.learned), scores(self.gold)
         if log_metric is not None:
             log_metric("gold", float(gold.mean()))
-            if learned.std() > 0 and gold.std() > 0:
+            if np.ptp(learned) > 0 and np.ptp(gold) > 0:
                 log_metric("gold_correlation", float(np.corrcoef(learned, gold)[0, 1]))
         return [float(score) for score in learned]
