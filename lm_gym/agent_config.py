@@ -54,6 +54,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "rows": (1, float("inf")),
     "micro_batch_size": (1, float("inf")),
     "epochs": (1, float("inf")),
+    "max_length": (2, float("inf")),
     "gamma": (0, 1),
     "lam": (0, 1),
     "clip_range": (1e-9, float("inf")),

@@ -83,14 +83,17 @@ def sft(ctx: Context, place: Workplace) -> dict[str, Any]:
         files[name] = str(place.folder / f"{name}.jsonl") if part else None
     fields = {"data": files["train"], "eval_data": files["held_out"], "eval_every": SFT_EVAL_EVERY}
     env = ctx.environment(ctx.base, ctx.prompts[0], ctx.gold)
-    found = load_demonstrations(files["train"], ctx.base.tokenizer)
+    # the rows that the agent takes, by the same options
+    options: dict[str, Any] = {name: config.agent[name] for name in ("unusable", "too_long") if name in config.agent}
+    options |= {"eos_ids": ctx.base.eos_ids, "max_tokens": config.agent.get("max_length") or ctx.base.max_positions}
+    found = load_demonstrations(files["train"], ctx.base.tokenizer, **options)
     tokens = sum(sum(d.imitated[1:]) for d in found)
     fields |= {"seed": ctx.config.seed, **config.agent}
     agent = _learned(ctx, place, SFT, env, fields, round(config.epochs * tokens), config.save_every)
     _finish(agent, place)
     numbers = {"demonstrations": len(found), "epochs": config.epochs, "tokens": agent.tokens}
     if files["held_out"] is not None:
-        held_out = load_demonstrations(files["held_out"], ctx.base.tokenizer)
+        held_out = load_demonstrations(files["held_out"], ctx.base.tokenizer, **options)
         before = next(row["eval/loss"] for row in metrics_of(place.folder) if "eval/loss" in row)
         numbers |= {"loss_before": before, "loss_after": held_out_loss(agent.policy.lm, agent.mdp, held_out).loss}
     return numbers
