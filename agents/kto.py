@@ -34,7 +34,8 @@ import torch
 
 from lm_gym import judged
 from lm_gym.agent import LMAgent, Update
-from lm_gym.agent_config import AgentConfig, check_choice
+from lm_gym.agent_config import AgentConfig
+from lm_gym.choices import check_choice
 from lm_gym.data_rows import Rows
 from lm_gym.example_source import ExampleSource, read_feedback
 from lm_gym.judged import LABELS, Batch

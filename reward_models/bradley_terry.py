@@ -21,13 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lm_gym.choices import check_choice
 from lm_gym.data_rows import Rows
 from lm_gym.folders import filled_aside
 from lm_gym.forward import by_length
 from lm_gym.preferences import Preference, Ranking
 from lm_gym.reward_models.bt_data import Comparison, annotator_names, batches, encode, split, table
-from lm_gym.reward_models.bt_losses import centring_penalty, comparison_loss, plackett_luce_loss
-from lm_gym.reward_models.bt_parameters import CommonParameters, Estimate, estimate
+from lm_gym.reward_models.bt_losses import TIES, centring_penalty, comparison_loss, plackett_luce_loss
+from lm_gym.reward_models.bt_parameters import ANNOTATORS, CommonParameters, Estimate, estimate
 from lm_gym.reward_models.classifier import Classifier
 from lm_gym.reward_models.scalar_model import scalar_model
 from lm_gym.runinfo import write_atomically
@@ -89,6 +90,8 @@ class RewardModelConfig:
     """cpu, cuda, or cuda:N."""
 
     def __post_init__(self) -> None:
+        check_choice("ties", self.ties, ("none", *TIES))
+        check_choice("annotators", self.annotators, ("none", *ANNOTATORS))
         for name in ("epochs", "batch_size", "evals_per_epoch", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} expected at least 1, got {getattr(self, name)}")

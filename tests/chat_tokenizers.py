@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from lm_gym.reward_models.classifier import Classifier
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<eot>", "<user>", "<model>", "<think>", "</think>")
 UNK, BOS, EOS, EOT, USER, MODEL, THINK, THOUGHT = range(8)
@@ -100,6 +102,13 @@ TEMPLATES = {
     "r1": R1,
     "nemotron": NEMOTRON,
 }
+
+
+def judge_of(tok: Any) -> Classifier:
+    """A random classifier of one label that reads texts with a tokenizer."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=len(tok), num_labels=1, pad_token_id=tok.pad_token_id, **sizes)
+    return Classifier(LlamaForSequenceClassification(config).eval(), tokenizer=tok)
 
 
 def user(text: str) -> dict[str, str]:

@@ -6,13 +6,12 @@ import json
 from typing import Any
 
 import pytest
-from chat_tokenizers import GEMMA, QWEN3, ZEPHYR, says, user, with_template
+from chat_tokenizers import GEMMA, QWEN3, ZEPHYR, judge_of, says, user, with_template
 
 from lm_gym.chat import in_one_form, lost, template_options, written
 from lm_gym.demonstrations import load_demonstrations
 from lm_gym.preferences import load_feedback, load_preferences, load_rankings
 from lm_gym.prompts import load_prompts
-from lm_gym.reward_models.classifier import Classifier
 
 NAMED = (
     "{% for m in messages %}{% if m['role'] == 'user' %}<user>{{ m['content'] }}"
@@ -78,7 +77,7 @@ def test_a_message_that_the_template_leaves_out_is_named() -> None:
 
 
 def test_a_judges_template_is_held_to_the_same() -> None:
-    judge = Classifier(_Model(), tokenizer=with_template(NAMED))
+    judge = judge_of(with_template(NAMED))
     human = {"role": "human", "content": "hi"}
     assert judge.tokens([human], [says("yes")]) == judge.tokens([user("hi")], [says("yes")])
     with pytest.raises(ValueError, match="message 0 with the role 'customer'"):
@@ -175,9 +174,3 @@ def test_one_form_leaves_what_it_is_given_alone() -> None:
 def test_reasoning_that_a_template_moves_is_no_loss() -> None:
     talk = [user("hi"), says("<think>so</think>yes"), user("so")]
     assert "so</think>" not in written(talk, with_template(QWEN3), ending="prompt")
-
-
-class _Model:
-    """As much of a classifier as tokenizing needs."""
-
-    config = type("Config", (), {"num_labels": 1, "id2label": {0: "x"}, "max_position_embeddings": None})()

@@ -3,16 +3,15 @@
 import copy
 import json
 import pickle
-from types import SimpleNamespace
 
 import pytest
+from chat_tokenizers import judge_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from lm_gym.demonstrations import load_demonstrations
 from lm_gym.preferences import Preference, tokenize
 from lm_gym.prompts import Prompt, load_prompts
-from lm_gym.reward_models.classifier import Classifier
 from lm_gym.rewards import RESERVED_COLUMNS
 
 WORDS = "<pad> <s> </s> <unk> <user> <bot> <tools> once upon a time there was . hi hello".split()
@@ -119,8 +118,7 @@ def test_no_text_that_is_trained_on_or_judged_has_two_bos():
     assert row.token_ids == ids("<s> once upon </s>")
     assert load_demonstrations([{"text": "<s> once upon"}], tokenizer)[0].token_ids == ids("<s> once upon </s>")
     assert tokenize(Preference("<s> once", " upon", " hi"), tokenizer)[0] == list(ids("<s> once"))
-    model = SimpleNamespace(config=SimpleNamespace(num_labels=1, id2label={0: "x"}))
-    judge = Classifier(model, tokenizer=tokenizer)
+    judge = judge_of(tokenizer)
     assert judge.tokens("<s> once", " upon") == judge.tokens("once", " upon") == list(ids("<s> once upon"))
 
 
