@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.local_paths import refuse_missing_path
 from lm_gym.models import CausalLM, EncoderDecoder, TransformersLM, refuse_encoder_decoder
+from lm_gym.weight_shapes import oversized
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -86,7 +88,7 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
             raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
         name = str(getattr(model, "name_or_path", "") or type(model).__name__)
         refuse_encoder_decoder(model.config, name)
-        return TransformersLM(model, _tokenizer(tokenizer or name, what), name, check=check)
+        return TransformersLM(model, load_tokenizer(tokenizer or name, what), name, check=check)
     if not isinstance(model, (str, Path)):
         raise ValueError(
             f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got a "
@@ -103,6 +105,8 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
         if not Path(name).is_file():
             raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
+    else:
+        refuse_missing_path(name, what)
     try:
         if not extra:
             refuse_encoder_decoder(AutoConfig.from_pretrained(source, trust_remote_code=False), name)
@@ -114,7 +118,7 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
             f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
             f"{_first_line(e)}"
         ) from e
-    found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
+    found = load_tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
     return TransformersLM(loaded.to(where), found, name, check=check)
 
 
@@ -128,16 +132,22 @@ def tokenizer_of(model: Any) -> Any:
     elif name.endswith(".gguf"):
         name, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     try:
-        return _tokenizer(name, "model", **extra) if name else None
+        return load_tokenizer(name, "model", **extra) if name else None
     except ValueError:
         return None
 
 
-def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+    """A tokenizer from a hub id or a folder; a live one is what it is. ``what`` it belongs to, for errors.
+
+    Raises:
+        ValueError: there is none under that name.
+    """
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
     from transformers import AutoTokenizer
 
+    refuse_missing_path(str(tokenizer), what)
     try:
         with LOADING:
             return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
@@ -160,6 +170,7 @@ def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:
     refuse_pickles(source, what)
     try:
         with LOADING, quiet():
+            refuse_oversized(auto, source, what, **{k: v for k, v in options.items() if k == "gguf_file"})
             model, info = auto.from_pretrained(source, output_loading_info=True, **SAFE, **options)
     except SafetensorError as e:
         raise Unloadable(f"{what} {source!r}: {_damaged(source) or 'a safetensors file'} is damaged: {e}") from e
@@ -197,6 +208,10 @@ def refuse_pickles(source: str, what: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
+        try:
+            refuse_missing_path(source, what)
+        except ValueError as e:
+            raise Unloadable(str(e)) from None
         return
     files = [path.name for path in folder.iterdir()]
     for stem in ("adapter_model", ""):  # an adapter is loaded beside whole weights, so each must be safe by itself
@@ -207,6 +222,17 @@ def refuse_pickles(source: str, what: str) -> None:
                 f"{what} {source!r} has its weights in {sorted(pickled)[0]}, a pickle, which can run code when it is "
                 "opened: convert it to safetensors where you trust it (model.save_pretrained(folder) of transformers)"
             )
+
+
+def refuse_oversized(auto: Any, source: str, what: str, **options: Any) -> None:
+    """Refuse a local folder whose config claims far more weights than it has, before memory is taken for them.
+
+    Raises:
+        ValueError: names what the config claims and what there is.
+    """
+    found = None if options.get("gguf_file") else oversized(auto, source)
+    if found:
+        raise Unloadable(f"{what} {source!r}: {found}: it is damaged, or of another kind of model")
 
 
 def _damaged(source: str) -> str | None:

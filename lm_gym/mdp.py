@@ -25,9 +25,10 @@ from lm_gym.export import warn_of_origin
 from lm_gym.forward import pad_rows
 from lm_gym.loading import load_model, tokenizer_of
 from lm_gym.models import Below, CausalLM, different_tokens
+from lm_gym.positions import because
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.reference_pass import reference_pass
-from lm_gym.rewards import load_reward_model, score_texts
+from lm_gym.rewards import load_reward_model, reward_model_hash, score_texts
 
 KL_MODES = ("reference", "reported", "none")
 STEP_LIMIT = 100_000
@@ -144,16 +145,16 @@ class AlignmentMDP:
         room = self.reference.max_positions - self.max_new_tokens
         if room < 1:
             raise ValueError(
-                f"max_new_tokens expected fewer than the model's {self.reference.max_positions} positions, "
-                f"got {self.max_new_tokens}"
+                f"max_new_tokens expected fewer than the model's limit of {self.reference.max_positions} tokens"
+                f"{because(room)}, got {self.max_new_tokens}"
             )
         limit = room if max_prompt_tokens is None else _integer("max_prompt_tokens", max_prompt_tokens, 1, room)
         if isinstance(source, (list, tuple)) and source and all(isinstance(p, Prompt) for p in source):
             long = [p for p in source if len(p.token_ids) > limit]
             if long:
                 raise ValueError(
-                    f"prompts expected at most {limit} tokens each, got {len(long[0].token_ids)} in prompt "
-                    f"{long[0].text[:60]!r}: shorten it, or lower max_new_tokens"
+                    f"prompts expected at most {limit} tokens each{because(limit)}, got {len(long[0].token_ids)} in "
+                    f"prompt {long[0].text[:60]!r}: shorten it, or lower max_new_tokens"
                 )
             return list(source)
         return load_prompts(source, self.reference.tokenizer, max_tokens=limit)
@@ -211,6 +212,11 @@ class AlignmentMDP:
     def prompts_hash(self) -> str:
         """16 hexadecimal digits of all prompts' tokens in their order."""
         return hashlib.sha256(repr([p.token_ids for p in self.prompts]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def reward_hash(self) -> str:
+        """:func:`lm_gym.rewards.reward_model_hash` of the reward model, as it was when this was first asked for."""
+        return reward_model_hash(self.reward_model)
 
     def draw_prompt(self, rng: np.random.Generator) -> Prompt:
         """One prompt, uniformly."""
@@ -372,7 +378,7 @@ class AlignmentMDP:
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise ValueError(f"{name} expected a whole number from {low} to {high}, got {value!r}")
+        raise ValueError(f"{name} expected a whole number from {low} to {high}{because(high)}, got {value!r}")
     return int(value)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import nn
 
 from lm_gym import flat_trunk
 from lm_gym.logit_scaling import LogitScaling
+from lm_gym.positions import text_limit
 
 if TYPE_CHECKING:
     from lm_gym.rows import Rows
@@ -167,10 +168,7 @@ class TransformersLM(CausalLM):
         self.vocab_size = int(head.weight.shape[0])
         self.input_size = int(model.get_input_embeddings().weight.shape[0])
         self.hidden_size = int(head.weight.shape[1])
-        self.max_positions = next((n for n in map(partial(_length, config), LENGTHS) if n > 0), 2**31 - 1)
-        window = getattr(config, "sliding_window", None)
-        if window and any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"]):
-            self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
+        self.max_positions = text_limit(config)
         kinds = sorted(set(getattr(config, "layer_types", None) or ()))
         if any(state in kind for kind in kinds for state in ("linear", "mamba", "conv", "recurrent")):
             raise ValueError(
@@ -263,15 +261,6 @@ class TransformersLM(CausalLM):
         for key, value in self.__dict__.items():
             twin.__dict__[key] = copy.deepcopy(value, memo)
         return twin
-
-
-LENGTHS = ("max_position_embeddings", "max_target_positions", "max_seq_len")
-"""Fields of a config that name the longest text in tokens."""
-
-
-def _length(config: Any, field: str) -> int:
-    value = getattr(config, field, None)
-    return value if isinstance(value, int) else 0  # XLNet says −1
 
 
 class EncoderDecoder(ValueError):

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from lm_gym.cuda_graph_step import StaticStep
 from lm_gym.fast_step import fast_trunk, hooked
+from lm_gym.positions import because
 
 if TYPE_CHECKING:
     from lm_gym.models import TransformersLM
@@ -131,15 +132,15 @@ class AttentionRows(Rows):
     def __init__(self, lm: TransformersLM, n: int, capacity: int, *, fast: bool = True) -> None:
         if capacity > lm.max_positions:
             raise ValueError(
-                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens, got prompts and max_new_tokens of "
-                f"{capacity} together: shorten the prompts or lower max_new_tokens"
+                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens{because(lm.max_positions)}, got "
+                f"prompts and max_new_tokens of {capacity} together: shorten the prompts or lower max_new_tokens"
             )
         self.lm, self.n, self.longest = lm, n, capacity
         self.base = lm._base()
         kind = getattr(self.base.config, "_attn_implementation", "sdpa")
         if kind not in ("sdpa", "eager"):
             raise ValueError(f"model {lm.name!r} expected sdpa or eager attention, got {kind!r}: load it with 'sdpa'")
-        self.fast = fast_trunk(self.base) if fast and kind == "sdpa" else None
+        self.fast = fast_trunk(self.base, capacity) if fast and kind == "sdpa" else None
         # room to walk before the live columns must move to the front; more room costs nothing, dead columns are cut off
         self.cache = ColumnCache(n, 2 * capacity + 32)
         self.births: list[int | None] = [None] * n  # each row's first column; None where it is parked
@@ -150,6 +151,13 @@ class AttentionRows(Rows):
         self.fixed: bool | None = None  # whether steps of fixed shapes are recorded; None: shapes follow the texts
         self.static: StaticStep | None = None
         self._survey()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle. The trunk that is written out reads these weights and not a copy's: it is made anew."""
+        return self.__dict__ | {"fast": self.fast is not None, "static": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, fast=fast_trunk(state["base"]) if state["fast"] else None)
 
     def fix_shapes(self, *, record: bool = True) -> None:
         if self.fast is None:

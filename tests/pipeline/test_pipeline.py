@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pipeline_runs import made, write
@@ -16,10 +18,12 @@ from pipeline_runs import made, write
 from lm_gym import tiny
 from lm_gym.cli import main
 from lm_gym.cli.pipeline import parse
+from lm_gym.held_out import split_prompts
 from lm_gym.pipeline import STAGES, Pipeline, run_pipeline
+from lm_gym.pipeline.config import SFTStage
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.stage import Workplace, digest
-from lm_gym.pipeline.stages import rl
+from lm_gym.pipeline.stages import demonstration_rows, rl
 from lm_gym.run_files import read_jsonl
 
 
@@ -180,9 +184,30 @@ def test_gold_is_beside_the_learned_reward_and_moves_nothing(whole: Path, tmp_pa
     assert digest(tmp_path / "aside" / "policy") == made(whole)["rl"]["products"]["policy"]
 
 
+def test_the_guard_looks_at_training_prompts_that_are_not_trained_on(copy: Path) -> None:
+    said: list[str] = []
+    flags = ["--config", str(copy / "pipeline.yaml"), "--rl.guard-every", "1", "--rl.guard-prompts", "8"]
+    _, config = parse([*flags, "--rl.guard-kl", "1e-6"])
+    evaluation = {p.text for p in Context(config, copy, say=said.append, stop=lambda: False, progress=False).prompts[1]}
+    run_pipeline(config, copy, until="rl", say=said.append)
+    rows = read_jsonl(copy / "rl" / "run" / "metrics.jsonl")
+    assert rows[0]["guard/kl"] > 1e-6 and rows[0]["guard/rollbacks"] == 1  # every policy is too far: taken back
+    looked_at = split_prompts(Context(config, copy, say=print, stop=lambda: False, progress=False).prompts[0], None)[1]
+    assert not evaluation & {p.text for p in looked_at}
+    trained_on = {row["prompt"] for row in read_jsonl(copy / "rl" / "run" / "samples.jsonl")}
+    assert trained_on and not trained_on & {p.text for p in looked_at}
+
+
+def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
+    inputs = json.loads((whole / "rl" / "stage.json").read_text())["inputs"]["rl"]
+    assert not [name for name in inputs if name.startswith("guard")]
+
+
 @pytest.mark.parametrize(
     ("section", "change", "said"),
     [
+        ("rl", {"guard_kl": 3.0}, "rl.guard_kl has no effect without rl.guard_every"),
+        ("rl", {"guard_every": 2, "guard_prompts": 4}, "guard n expected a whole number of at least 8"),
         ("rl", {"kl_cof": 0.1}, "unknown key 'kl_cof'; did you mean 'kl_coef'?"),
         ("sft", {"data": "x.jsonl"}, "unknown key 'data'"),
         ("rl", {"agent": "pppo"}, "did you mean 'ppo'?"),
@@ -259,3 +284,28 @@ def test_files_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert stages["rl"]["numbers"]["agent"] == "grpo"
     assert stages["preferences"]["numbers"] == {"labels": 7, "test_labels": 1, "tokens": 0, "agreement": None}
     assert stages["reward-model"]["numbers"]["accuracy"]["gold"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [((512, 128), (16, 4)), ((512, 0), (20, 0)), ((0, 64), (16, 4)), ((10, 5), (10, 5)), ((0, 5), (15, 5))],
+)
+def test_few_demonstrations_are_all_taken(tmp_path: Path, asked: tuple[int, int], parts: tuple[int, int]) -> None:
+    """In Alpaca's layout, of which one has an evaluation prompt, and judged conversations: one too, and one is bad."""
+    rows: list[dict[str, Any]] = [{"instruction": "Go", "input": f"{i}", "output": "x"} for i in range(12)]
+    rows += [
+        {"messages": [{"role": "user", "content": f"m{i}"}, {"role": "assistant", "content": "y"}], "label": i != 0}
+        for i in range(11)
+    ]
+    path = tmp_path / "shown.json"
+    path.write_text(json.dumps(rows))
+    evaluated = [SimpleNamespace(text=text, for_reward=text) for text in ("Go\n3", "m7")]
+    config = SFTStage(demonstrations=str(path), count=asked[0], held_out=asked[1])
+    said: list[str] = []
+    ctx = SimpleNamespace(config=SimpleNamespace(sft=config, tiny_kind=None), prompts=([], evaluated), say=said.append)
+    train, held_out = demonstration_rows(ctx)  # type: ignore[arg-type]
+    assert (len(train), len(held_out)) == parts
+    assert {"prompt": "Go\n0", "completion": "x"} in train
+    assert said[0] == "  2 of 22 demonstrations have evaluation prompts: left out"
+    few = f"and there are 20 demonstrations: {parts[0]} are trained on, {parts[1]} held out"
+    assert any(few in line for line in said) == (sum(asked) >= 64)
