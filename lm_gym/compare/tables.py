@@ -7,7 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from itertools import combinations
+from itertools import combinations, zip_longest
 from statistics import mean
 
 import numpy as np
@@ -75,13 +75,13 @@ def runs_csv(results: Results) -> str:
 
 
 def curves_csv(results: Results) -> str:
-    """A line a point of every run's curve: agent, env, kl_coef, seed, tokens, J."""
+    """A line a point of every run's curve: agent, env, kl_coef, seed, tokens, J, and its standard error if known."""
     points: list[Sequence[Cell]] = [
-        [run.row.agent, run.row.env, run.row.kl_coef, run.row.seed, *point]
+        [run.row.agent, run.row.env, run.row.kl_coef, run.row.seed, *point, sem]
         for run in _in_order(results)
-        for point in run.row.curve or ()
+        for point, sem in zip_longest(run.row.curve or (), run.row.curve_sem or ())
     ]
-    return _csv(["agent", "env", "kl_coef", "seed", "tokens", "j"], points)
+    return _csv(["agent", "env", "kl_coef", "seed", "tokens", "j", "j_sem"], points)
 
 
 def summary_csv(results: Results) -> str:
