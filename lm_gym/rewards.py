@@ -165,6 +165,8 @@ class _Collector:
         self.extra[column] = values
 
     def log_metric(self, name: str, value: float) -> None:
+        if not (isinstance(name, str) and name and name.isprintable()):  # before the update, and not behind it
+            raise ValueError(f"log_metric({name!r}, …) of {self.name}: expected a name in printable characters")
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a finite number")

@@ -205,6 +205,18 @@ def test_every_name_is_in_the_docs():
     assert [name for name in RESERVED_COLUMNS if f"`{name}" not in text] == []
 
 
+def test_a_judge_of_a_file_is_called_as_it_was_written(tmp_path: Path) -> None:
+    """Not by the name of the module that it was loaded as, and with one hash wherever the file lies."""
+    hashes = set()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "rm1.py").write_text("def rhyme(completions):\n    return [0.0 for _ in completions]\n")
+        judge = load_reward_model(f"py:{folder}/rm1.py:rhyme")
+        assert reward_model_name(judge) == "rm1.py:rhyme"
+        hashes.add(reward_model_hash(judge))
+    assert len(hashes) == 1
+
+
 # Factories: functions whose result is the reward model.
 
 
@@ -247,15 +259,3 @@ def test_a_factory_is_called_and_a_function_is_bound(factories):
     ):
         with pytest.raises(ValueError, match=message):
             load_reward_model(factories + spec)
-
-
-def test_a_judge_of_a_file_is_called_as_it_was_written(tmp_path: Path) -> None:
-    """Not by the name of the module that it was loaded as, and with one hash wherever the file lies."""
-    hashes = set()
-    for folder in (tmp_path / "a", tmp_path / "b"):
-        folder.mkdir()
-        (folder / "rm1.py").write_text("def rhyme(completions):\n    return [0.0 for _ in completions]\n")
-        judge = load_reward_model(f"py:{folder}/rm1.py:rhyme")
-        assert reward_model_name(judge) == "rm1.py:rhyme"
-        hashes.add(reward_model_hash(judge))
-    assert len(hashes) == 1

@@ -29,6 +29,7 @@ from lm_gym.annotate.aggregate import Method, Verdict, Vote, aggregate
 from lm_gym.annotate.store import Store, StoreError, fitting_together
 from lm_gym.annotate.transcripts import as_text
 from lm_gym.rewards import Text
+from lm_gym.runinfo import naming
 
 Layout = Literal["as-is", "standard", "conversational"]
 How = Literal["none", "majority", "mean", "dawid-skene"]
@@ -213,9 +214,10 @@ def _time(seconds: float) -> str:
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with naming(path):
+        with part.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

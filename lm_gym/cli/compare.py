@@ -80,8 +80,8 @@ def compare(args: Sequence[str]) -> int:
 
         try:
             done = run(settings, folder, lambda line: print(printable(line), flush=True))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"what has ended is in {folder}; the same command goes on from there") from None
+        except KeyboardInterrupt as stop:  # or SIGTERM
+            raise type(stop)(f"what has ended is in {folder}; the same command goes on from there") from None
     for message, who in done.warnings.items():
         say(f"warning: {message} ({who})")
     from lm_gym.compare.results import UNEQUAL
