@@ -79,7 +79,7 @@ class VLLMEngine:
         if not isinstance(lm, TransformersLM):
             raise ValueError(f"VLLMEngine expected a transformers model, got {type(lm).__name__}: use engine='builtin'")
         self.lm, self.value_head, self.keep_hidden = lm, value_head, keep_hidden
-        self.max_model_len = min(lm.max_positions, max_model_len or lm.max_positions)
+        self.max_model_len = int(min(lm.max_positions, max_model_len or lm.max_positions))
         self.version, self._requests, self._pushed = 0, 0, checksum(lm)
         self.generator = torch.Generator().manual_seed(seed)
         self.vllm = import_vllm()
