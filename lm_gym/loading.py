@@ -105,6 +105,8 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
         if not Path(name).is_file():
             raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
+    else:
+        refuse_missing_path(name, what)
     try:
         if not extra:
             refuse_encoder_decoder(AutoConfig.from_pretrained(source, trust_remote_code=False), name)

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lm_gym import flat_trunk
+from lm_gym.chat import in_one_form, written
 from lm_gym.positions import because, frequency_switch, hard_limit
+from lm_gym.prompts import without_second_bos
 from lm_gym.rewards import Text, plain_text
 
 PROBE = (
@@ -120,39 +122,48 @@ class Classifier:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def tokens(self, prompt: Text, completion: Text) -> list[int]:
-        """Token ids of a text as the model is given it, at least one and at most `max_length`."""
-        return self._read(prompt, completion)[0]
+    def tokens(self, prompt: Text, completion: Text, *, cut: bool = True, warn: bool = True) -> list[int]:
+        """Token ids of a text as the model is given it, at least one and (unless `cut` is false) at most `max_length`.
 
-    def _read(self, prompt: Text, completion: Text) -> tuple[list[int], list[int]]:
+        A conversation goes through the chat template, with the checks of :func:`lm_gym.chat.written`; a text that
+        begins with BOS gets no second one.
+        """
+        return self._read(prompt, completion, cut=cut, warn=warn)[0]
+
+    def _read(
+        self, prompt: Text, completion: Text, *, cut: bool = True, warn: bool = True
+    ) -> tuple[list[int], list[int]]:
         """:meth:`tokens`, and the segment of each, where the tokenizer tells segments apart."""
         if self.text == "pair":
-            return self._pair(plain_text(prompt), plain_text(completion))
+            return self._pair(plain_text(prompt), plain_text(completion), cut=cut, warn=warn)
         if self.text == "prompt+completion" and not isinstance(completion, str):
-            messages = [*([prompt] if isinstance(prompt, str) else prompt), *completion]
+            start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if not getattr(self.tokenizer, "chat_template", None):
                 raise ValueError(f"{self.name}: its tokenizer has no chat template, and the prompts are conversations")
-            written = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = self._encoded(written, special=False)
+            text, special = written(in_one_form([*start, *completion]), self.tokenizer, ending="whole"), False
         else:
             before = plain_text(prompt) if self.text == "prompt+completion" else ""
-            ids = self._encoded(before + plain_text(completion), special=True)
-        return ids if ids[0] else ([self._stand_in()], [])
+            text, special = before + plain_text(completion), True
+        found = self._encoded(text, special=special, cut=cut, warn=warn)
+        return found if found[0] else ([self._stand_in()], [])
 
-    def _encoded(self, text: str, *, special: bool) -> tuple[list[int], list[int]]:
+    def _encoded(self, text: str, *, special: bool, cut: bool, warn: bool) -> tuple[list[int], list[int]]:
         """Ids and segments, at most `max_length`: the end of a long text is kept, since it is what the policy wrote."""
-        found = self.tokenizer(text, add_special_tokens=special)
-        if self.max_length is not None and len(found["input_ids"]) > self.max_length:
-            self._warn(len(found["input_ids"]), "a text", "loses its beginning")
-            found = self._cut("left", True, text, add_special_tokens=special)
-        return _plain(found)
+        whole, segments = _plain(self.tokenizer(text, add_special_tokens=special))
+        ids = without_second_bos(text, whole, self.tokenizer)
+        if not cut or self.max_length is None or len(ids) <= self.max_length:
+            return ids, segments[len(whole) - len(ids) :]
+        if warn:
+            self._warn(len(ids), "a text", "loses its beginning")
+        return _plain(self._cut("left", True, text, add_special_tokens=special))
 
-    def _pair(self, first: str, second: str) -> tuple[list[int], list[int]]:
+    def _pair(self, first: str, second: str, *, cut: bool, warn: bool) -> tuple[list[int], list[int]]:
         """Ids and segments of two texts, at most `max_length`."""
         found = self.tokenizer(first, second)
-        over = 0 if self.max_length is None else len(found["input_ids"]) - self.max_length
+        over = 0 if self.max_length is None or not cut else len(found["input_ids"]) - self.max_length
         if over > 0:
-            self._warn(len(found["input_ids"]), "a pair", "loses the beginning of its prompt, or all of it")
+            if warn:
+                self._warn(len(found["input_ids"]), "a pair", "loses the beginning of its prompt, or all of it")
             if len(self.tokenizer(first, add_special_tokens=False)["input_ids"]) > over:
                 found = self._cut("left", "only_first", first, second)
             else:

@@ -13,7 +13,7 @@ import torch
 from ppo_runs import count_a, environment, ppo, problem
 from small_models import small_lm
 
-from lm_gym import checkpoints
+from lm_gym import checkpoints, exact
 from lm_gym.agents import PPO
 from lm_gym.env import LMAlignEnv
 from lm_gym.rewards import RewardModelError
@@ -247,6 +247,23 @@ def test_evaluate_is_what_the_policy_is_worth() -> None:
     assert agent.evaluate(["abc"], n=4)["length/mean"] <= 8
     before = weights(agent)
     assert all(torch.equal(p, before[k]) for k, p in weights(agent).items())
+
+
+def test_the_kl_of_a_text_is_that_of_its_states() -> None:
+    """Σ_t Σ_a π(a|s_t)·log(π(a|s_t)/π_ref(a|s_t)), from the tables of an exact language, in float64."""
+    agent = PPO(gym.make("LMAlignExact-v0"), batch_size=32, seed=3).learn(300)
+    language = agent.base.language  # type: ignore[union-attr]
+    policy, reference, table = agent.exact_policy(language), exact.reference_policy(language), language.table()
+    per_state = (policy * (np.log(policy) - np.log(reference))).sum(1)
+    prompts = [agent.mdp.prompts[0]] * 40
+    drawn = agent.evaluate_on(prompts, 7)
+    for completion, kl in zip(agent.complete(prompts, seed=7), drawn.kls, strict=True):
+        state, total = int(table.start_states[0]), 0.0
+        for token in completion.tokens:
+            total, state = total + per_state[state], int(table.next_state[state, token])
+        assert kl == pytest.approx(total, abs=1e-5) and kl > 0
+    assert np.mean(drawn.kls) == pytest.approx(drawn.metrics["objective/kl"])
+    assert agent.last is not None and all(row["kl"] > -1e-6 for row in agent.last.samples)
 
 
 def test_generate_takes_texts_and_lists() -> None:

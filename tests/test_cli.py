@@ -182,6 +182,11 @@ def test_run_leaves_everything_and_its_config_repeats_it(tmp_path: Path, capsys:
     trained_on = {row["prompt"] for row in tiny.prompts("reviews")}
     assert not trained_on & {pair["prompt"] for pair in pairs}
     assert "distinct-2" in printed
+    table, page = " ".join(printed.partition("means of 4 texts")[2].split()), (out / "report.html").read_text()
+    for label, key, form in (("a text", "kl", ".2f"), ("length, tokens", "length_after", ".1f")):
+        mean = sum(pair[key] for pair in pairs) / len(pairs)
+        assert re.search(rf"{label} [^a-z]* {format(mean, form)} ", table), (label, mean, table)
+    assert "first update</text>" in page
     assert pairs[0]["after"].split()[0] in printed
 
     again = parse_train("ppo", ["--config", str(out / "config.yaml")])
@@ -241,7 +246,7 @@ def test_second_ctrl_c_stops_at_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     before = signal.getsignal(signal.SIGINT)  # ignored where a shell started the tests in the background
     assert train(tmp_path / "run", "--reward", judge) == 130
     error = capsys.readouterr().err
-    assert "aborted\nno checkpoint was saved yet" in error
+    assert error.endswith("\naborted\n")  # no update was made: there is nothing to say of checkpoints
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -19,6 +19,7 @@ from lm_gym.annotate.store import Store
 from lm_gym.cli.annotate_serve import Serve, add, serve, tell_unusable
 from lm_gym.cli.errors import Failed, refusing
 from lm_gym.rewards import RewardModelError
+from lm_gym.runinfo import write_atomically
 
 
 @dataclass
@@ -26,11 +27,11 @@ class ImportPairs:
     """Add pairs to a store, and say which rows cannot be used."""
 
     data: str
-    """A .jsonl, .json, .csv or .parquet file (.gz too), a folder of Dataset.save_to_disk, or a hub id."""
+    """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file, a folder of Dataset.save_to_disk, or a hub id."""
     db: str = "prefs.sqlite"
     """The store, made if missing."""
     gold: bool = False
-    """They are gold items: everybody gets them, and the known answer is `chosen`, a rank, or the column `gold`."""
+    """They are gold items: everybody gets them, the known answer is `chosen` with its `label`, a rank, or `gold`."""
     hold: bool = False
     """Hold them back until `lm-gym annotate select` asks about them."""
     unusable: str | None = None
@@ -158,7 +159,7 @@ def import_pairs(options: ImportPairs) -> int:
     tell_unusable(found)
     if options.unusable is not None:
         lines = [json.dumps({"where": where, "why": why}, ensure_ascii=False) for where, why in found.unusable]
-        Path(options.unusable).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_atomically(Path(options.unusable), "".join(f"{line}\n" for line in lines))
     if not found.pairs:
         raise ValueError(f"{options.data} has no pair that can be used")
     with Store(options.db, create=True) as store:

@@ -30,9 +30,9 @@ class Serve:
     db: str = "prefs.sqlite"
     """The store, made if missing."""
     data: str | None = None
-    """Pairs to compare: a .jsonl, .json, .csv or .parquet file, a folder, a hub id; known ones are passed over."""
+    """Pairs to compare: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, a hub id; known ones are passed by."""
     gold: str | None = None
-    """Pairs with known answers (chosen, or a column `gold` from -3 to 3), mixed in for everybody."""
+    """Pairs with known answers (chosen with its label, or `gold` from -3 to 3), mixed in for everybody."""
     annotators: tuple[str, ...] = ()
     """Names of people to invite; without any and with none in the store: one called annotator."""
     per_item: int | None = None
@@ -89,6 +89,7 @@ def serve(options: Serve) -> int:
         import uvicorn
     except ImportError as error:
         raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
+    from lm_gym.annotate.connections import LOGGING, bounded_protocol
     from lm_gym.annotate.server import create_app
 
     if not 0 <= options.port <= 65535:
@@ -116,7 +117,7 @@ def serve(options: Serve) -> int:
             _announce(store, options, base)
             config = uvicorn.Config(
                 app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-                timeout_graceful_shutdown=5,
+                timeout_graceful_shutdown=5, http=bounded_protocol(), log_config=LOGGING,
             )  # fmt: skip
             try:
                 uvicorn.Server(config).run(sockets=[listening])
