@@ -22,6 +22,8 @@ import torch
 from torch import Tensor
 
 from lm_gym.choices import check_choice
+from lm_gym.data_rows import Rows
+from lm_gym.folders import filled_aside
 from lm_gym.forward import by_length
 from lm_gym.preferences import Preference, Ranking
 from lm_gym.reward_models.bt_data import Comparison, annotator_names, batches, encode, split, table
@@ -60,7 +62,12 @@ class RewardModelConfig:
     max_grad_norm: float = 1.0
     """Gradients are cut to this norm."""
     max_length: int | None = None
-    """In tokens; a longer text loses its beginning. None: the model's own limit."""
+    """The longest prompt and completion together, in tokens; None: the model's own limit."""
+    too_long: Literal["cut", "drop", "error"] = "cut"
+    """Comparisons with a longer text: the text loses its beginning, the comparison is left out, or an error names it. A
+    warning counts them."""
+    unusable: Literal["error", "drop"] = "error"
+    """Comparisons that cannot be used: an error, or they are left out, and a warning counts them."""
     ties: Literal["none", "rao-kupper", "davidson"] = "none"
     """How a tie (label .5) comes about; none: it is half a victory for both."""
     annotators: Literal["none", "scale", "accuracy"] = "none"
@@ -116,10 +123,6 @@ class RewardModelFit:
 
     def save(self, folder: str | Path) -> Path:
         """Write weights, tokenizer and bradley_terry.json; `hf:<folder>` gives the same scores."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.judge.model.save_pretrained(folder)
-        self.judge.tokenizer.save_pretrained(folder)
         record = {
             "config": dataclasses.asdict(self.config),
             "history": self.history,
@@ -127,8 +130,11 @@ class RewardModelFit:
             "held_out": self.held_out,
             "estimates": [dataclasses.asdict(e) for e in self.estimates],
         }
-        write_atomically(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        return folder
+        with filled_aside(folder) as aside:
+            self.judge.model.save_pretrained(aside)
+            self.judge.tokenizer.save_pretrained(aside)
+            write_atomically(aside / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return Path(folder)
 
 
 def train_reward_model(
@@ -158,11 +164,13 @@ def train_reward_model(
     judge.name = f"bradley-terry:{config.model}"
     names = annotator_names(data)
     _check(data, names, config)
-    train = encode(data, judge, names, margins=config.use_margin)
+    what = Rows("comparisons", unusable=config.unusable, too_long=config.too_long)
+    train = encode(data, judge, names, what, margins=config.use_margin)
     kept: list[Comparison] = []
     how = "none"
     if held_out_data is not None:
-        kept, how = encode(held_out_data, judge, names, margins=config.use_margin), "given"
+        what = Rows("held-out comparisons", unusable=config.unusable, too_long=config.too_long)
+        kept, how = encode(held_out_data, judge, names, what, margins=config.use_margin), "given"
     elif config.held_out:
         train, kept, how = split(train, config.held_out, config.seed)
     if not train:

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from lm_gym.cli.errors import Failed, refusing
+from lm_gym.folders import locked
 from lm_gym.reward_models.bradley_terry import RewardModelConfig, RewardModelFit, train_reward_model
 
 LOOK = "{epoch:5.2f}   {train_loss:10.4f}"
@@ -55,12 +56,14 @@ def run_training(args: Sequence[str]) -> int:
             description="Train a Bradley-Terry reward model on preference data; --reward hf:<out> uses it.",
             args=list(args),
         )
-        out = Path(options.out)
+    out = Path(options.out)
+    with refusing(), locked(out, beside=True):
         if (out / "config.json").exists():
             raise ValueError(f"{out} holds a model already: choose another --out")
         load = load_rankings if options.rankings else load_preferences
-        data = load(options.data)
-        held_out = None if options.held_out_data is None else load(options.held_out_data)
+        data = load(options.data, unusable=options.unusable)
+        given = options.held_out_data
+        held_out = None if given is None else load(given, unusable=options.unusable)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         config = RewardModelConfig(**{f.name: getattr(options, f.name) for f in fields(RewardModelConfig)})

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_gym.cli.errors import Failed
 from lm_gym.cli.options import load_agent
+from lm_gym.run_folder import config_of
 from lm_gym.runinfo import read_config
 
 if TYPE_CHECKING:
@@ -94,12 +95,13 @@ def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32")
     from lm_gym.mdp import AlignmentMDP
 
     run = folder if (folder / "checkpoints").is_dir() else folder.resolve().parent.parent
-    if not (run / "config.yaml").is_file():
+    path = config_of(run)
+    if path is None:
         raise ValueError(f"model {str(folder)!r} expected a run's folder with config.yaml, got none in {run}")
-    config = read_config(run / "config.yaml")
+    config = read_config(path)
     agent = config.get("agent")
     if not isinstance(agent, dict) or "name" not in agent or "model" not in config:
-        raise ValueError(f"{run / 'config.yaml'} names no agent and model: it is not of `lm-gym train`")
+        raise ValueError(f"{path} names no agent and model: it is not of `lm-gym train`")
     mdp = AlignmentMDP(
         model=config["model"],
         reference=config.get("reference"),
@@ -117,6 +119,7 @@ def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32")
 
 
 def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:
+    from lm_gym.positions import because
     from lm_gym.prompts import load_prompts
 
     if options.prompt and options.prompts is not None:
@@ -125,7 +128,8 @@ def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:
     room = lm.max_positions - options.max_new_tokens
     if room < 1:
         raise ValueError(
-            f"max_new_tokens expected fewer than the model's {lm.max_positions} positions, got {options.max_new_tokens}"
+            f"max_new_tokens expected fewer than the model's limit of {lm.max_positions} tokens{because(room)}, "
+            f"got {options.max_new_tokens}"
         )
     found = load_prompts(source, lm.tokenizer, max_tokens=room)
     return found if options.prompt else found[:PROMPTS_SHOWN]

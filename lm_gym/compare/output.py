@@ -8,20 +8,19 @@ from pathlib import Path
 from lm_gym.compare import tables
 from lm_gym.compare.results import gather
 from lm_gym.compare.rows import Problem, Row
+from lm_gym.runinfo import write_atomically
 
 
 def check(out: Path) -> None:
     """Refuses what :func:`write` would fail on, before hours of runs, and makes the folder.
 
     Raises:
-        ValueError: another suffix than .pdf or .svg. ImportError: no matplotlib. OSError: the folder cannot be made.
+        ValueError: another suffix than .pdf, .svg or .png. ImportError: no matplotlib. OSError: no folder can be made.
     """
     from lm_gym.compare.figures import SUFFIXES
 
     if out.suffix not in SUFFIXES:
-        raise ValueError(
-            f"--out: expected a name that ends in {' or '.join(SUFFIXES)} (vector figures), got {out.name!r}"
-        )
+        raise ValueError(f"--out: expected a name that ends in .pdf, .svg (vector figures) or .png, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -30,8 +29,8 @@ def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
 
     For ``fig.pdf``: ``fig.csv`` (a line a run), ``fig-summary.csv`` (a line an agent and problem, with intervals),
     ``fig-curves.csv``, ``fig-improvement.csv``, ``fig.md`` (the text returned), and the figures ``fig-score.pdf``,
-    ``fig-curves.pdf``, ``fig-profiles.pdf``, ``fig-improvement.pdf``, ``fig-frontier.pdf``; ``.svg`` likewise. The same
-    rows give the same bytes. docs/compare.md says what is in each.
+    ``fig-curves.pdf``, ``fig-profiles.pdf``, ``fig-improvement.pdf``, ``fig-frontier.pdf``; ``.svg`` and
+    ``.png`` likewise. The same rows give the same bytes. docs/compare.md says what is in each.
 
     Args:
         rows: of all agents, each run once. problems: what they are measured against. out: names the files; there is no
@@ -55,6 +54,6 @@ def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
         "-improvement.csv": tables.improvement_csv(found),
         ".md": text,
     }.items():
-        stem.with_name(f"{stem.name}{name}").write_text(content, encoding="utf-8")
+        write_atomically(stem.with_name(f"{stem.name}{name}"), content)
     figures.draw(results, found, stem, out.suffix)
     return text
