@@ -297,6 +297,8 @@ def test_the_trainer_state_is_read_as_trl_has_it():
     assert pickle.loads(pickle.dumps(agent.state)).global_step == agent.updates
     with pytest.raises(AttributeError, match="no 'best_metric'; it has global_step"):
         _ = agent.state.best_metric
+
+
 # What docs/interop.md and docs/algorithms.md say of TRL's losses
 
 
