@@ -108,7 +108,7 @@ def test_its_end_point_to_the_digits() -> None:
 
     With the default minibatches of 16 it comes to rest .0021 ± .0005 above (10 seeds), where a threshold of .002 is a
     coin's throw: seven of eight steps a rollout are on texts of an older policy (k3 in the loss has no ratio), and each
-    averages an eighth of the texts. Smaller steps do not help: in minibatches of 64, a quarter of them ends .0017 above.
+    averages an eighth of the texts. Smaller steps do not help: in minibatches of 64, a quarter of them ends at .0017.
     """
     exact_runs.assert_ends_at(GRPO, END, minibatch_size=None)
 
