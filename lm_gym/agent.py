@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures, run_folder
-from lm_gym.adam import Adam32
-from lm_gym.agent_config import AgentConfig, make_config, plain_config
+from lm_gym.adam import Adam32, refuse_float16
+from lm_gym.agent_config import AgentConfig, make_config, plain_config, whole
 from lm_gym.autocast import check_autocast
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
@@ -26,14 +26,14 @@ from lm_gym.guard import Guard, Watch
 from lm_gym.host_memory import keep_freed_memory
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
-from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_model
+from lm_gym.rewards import prepare_reward_model, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
+from lm_gym.trainer_state import TrainerState, trainer_state
 
 if TYPE_CHECKING:
     from lm_gym.example_source import ExampleSource
@@ -68,6 +68,9 @@ class LMAgent:
     extra_groups: ClassVar[tuple[str, ...]] = ()
     """The groups that :meth:`extra_tensors` may have."""
 
+    named: str | None = None
+    """What the command line loads this agent by where that is not ``name``: ``py:my_agents.py:MyAgent``."""
+
     def __init__(self, env: Any, **config: Any) -> None:
         self.config = make_config(self.config_class, config, type(self).__name__)
         self.env = env
@@ -88,6 +91,8 @@ class LMAgent:
                 frozen_head=c.frozen_head,
                 frozen=not self.trains,
             )
+        if self.trains:
+            refuse_float16(self.policy, type(self).__name__)
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate * self.step_scale if c.learning_rate is None else c.learning_rate
         self.optimizer = Adam32(self.params, lr=self.base_lr)
@@ -105,6 +110,8 @@ class LMAgent:
         """The newest update."""
         self.example_source: ExampleSource | None = None
         """Of agents that learn from examples, where these come from."""
+        self.data_rows: dict[str, dict[str, int]] = {}
+        """Of the data that the agent was given, how many rows there were, and were left out or cut."""
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
@@ -114,6 +121,16 @@ class LMAgent:
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
         if isinstance(c, PolicyGradientConfig):
             check_autocast(c.autocast, self.policy.lm)
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{f.name}={getattr(self.config, f.name)!r}"
+            for f in dataclasses.fields(self.config)
+            if getattr(self.config, f.name) != f.default
+        ]
+        fields = "".join(f", {part:.60}" for part in changed)
+        done = f"{self.tokens} tokens in {self.updates} updates"
+        return f"{type(self).__name__}({self.mdp.reference.name!r}{fields}: {done})"
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
 
@@ -142,9 +159,9 @@ class LMAgent:
         return agent_texts.rollout_for_update(self)
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         """What reward models get as ``trainer_state``."""
-        return {"global_step": self.updates, "num_input_tokens_seen": self.tokens, "epoch": self.progress}
+        return trainer_state(self)
 
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """Metrics of a rollout that this policy made: :func:`lm_gym.measures.describe`."""
@@ -194,22 +211,24 @@ class LMAgent:
             run_config: what ``config.yaml`` holds beside the agent's fields.
             callback: called after every update with the agent and its metrics; returning False stops the training.
         """
-        if isinstance(total_tokens, bool) or total_tokens < 1:
-            raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
-        if keep_checkpoints is not None and keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
+        total_tokens = whole("total_tokens", total_tokens)
+        for name, value in (("save_every", save_every), ("keep_checkpoints", keep_checkpoints)):
+            if value is not None:
+                whole(name, value)
         if resume:
             agent_state.check_resume(self, guard is not None)
         with contextlib.ExitStack() as stack:
             if out is not None:
                 out = stack.enter_context(run_folder.taken(self, Path(out), resume))
             keep_freed_memory()
-            if out is not None or reward_state(self.mdp.reward_model) is not None:
-                _ = self.mdp.reward_hash  # as it is before it learns
+            judge = self.mdp.reward_model
+            lasting = callable(getattr(judge, "fingerprint", None)) and not callable(getattr(judge, "update", None))
+            if out is not None or not lasting:
+                _ = self.mdp.reward_hash  # as it is before it is used: its attributes may change
             if self.updates == 0:
                 prepare_reward_model(self.mdp.reward_model, self.mdp)
-            self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
-            config = dict(run_config or {}) | {"agent": {"name": self.name, **plain_config(self.config)}}
+            self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
+            config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
             config.setdefault("run", self.run_info() if out is not None else {})
             tracker = Tracker(
                 out,
@@ -266,7 +285,7 @@ class LMAgent:
             "reference": self.mdp.reference.fingerprint(),
             "reward_model": self.mdp.reward_hash,
         }
-        return run_info(seed=self.config.seed, hashes=hashes)
+        return run_info(seed=self.config.seed, hashes=hashes) | ({"data": self.data_rows} if self.data_rows else {})
 
     def one_update(self) -> Update:
         """Texts and one update on them. An algorithm that trains on given data has its own."""
@@ -326,6 +345,7 @@ class LMAgent:
         Returns:
             the metrics of :meth:`describe`, ``objective/scores_sem`` (standard error), ``objective/j`` = E[R] − β·KL.
         """
+        n = whole("n", n)
         records = self.mdp.prompts if prompts is None else agent_texts.records_of(self.mdp, prompts)
         if prompts is None:  # spread over all of them
             order = np.random.default_rng(seed).permutation(len(records))
@@ -343,10 +363,15 @@ class LMAgent:
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
-    def copies(self) -> dict[str, CausalLM]:
-        """Models that follow the policy, by name: kept in checkpoints, and taken back with it by a guard."""
+    def copies(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Weights of the models that follow the policy: kept in checkpoints, and taken back with it by a guard."""
         control = self.kl_control
-        return {} if control is None or control.ema is None else {"ema": control.ema}
+        return {} if control is None or control.ema is None else {"ema": control.ema_values()}
+
+    def copies_were_set(self) -> None:
+        """What is to be done after :meth:`copies` were written to."""
+        if self.kl_control is not None:
+            self.kl_control.round_ema()
 
     def extra_state(self) -> dict[str, Any]:
         """What an algorithm adds to ``state.json``."""

@@ -101,8 +101,8 @@ def step_texts(
     """
     base, _ = unwrap(env)
     stepper = base.stepper
-    before = stepper.kl_mode, stepper.kl_coef
-    stepper.kl_mode, stepper.kl_coef = kl_mode, kl_coef
+    before = stepper.named_kl_mode, stepper.kl_coef
+    stepper.named_kl_mode, stepper.kl_coef = kl_mode, kl_coef
     if prompts is not None:
         rows = getattr(env, "num_envs", 1)
         if len(prompts) % rows:
@@ -115,7 +115,7 @@ def step_texts(
         inside = env if isinstance(env, gym.vector.VectorEnv) else _OneRow(env)
         stepped = _Collection(inside, policy, generator).run(count, seed)
     finally:
-        stepper.kl_mode, stepper.kl_coef = before
+        stepper.named_kl_mode, stepper.kl_coef = before
         stepper.plans = {}
     if prompts is not None and [c.prompt for c in stepped.completions] != list(prompts):
         raise ValueError("a wrapper reset the environment between episodes: groups of texts expected their own prompts")
@@ -129,16 +129,17 @@ def step_texts(
 
 @torch.no_grad()
 def reference_scale(mdp: AlignmentMDP, n: int, *, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the scores of n samples of the reference.
+    """Mean and standard deviation of the scores of n samples of the reference, for prompts drawn from all there are.
 
     Raises:
         ValueError: if they are all the same.
     """
     engine = Engine(mdp.reference, guide=mdp.reference, seed=seed)
-    prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(n)]
+    order = np.random.default_rng(seed).permutation(len(mdp.prompts))  # sets are often sorted by source or difficulty
+    prompts = [mdp.prompts[order[i % len(order)]] for i in range(n)]
     completions = batched_texts(engine, prompts, replace(mdp.generation_params, rows=256))
     scores = mdp.judge(prompts, [c.tokens for c in completions], [c.finish_reason for c in completions])[0]
-    if scores.std() == 0:
+    if np.ptp(scores) == 0:  # their std is rounding: 64 scores of .1 have one of 1.4e-17
         raise ValueError(
             f"normalize_scores expected scores that differ, got {scores[0]} for {n} samples of the reference"
         )

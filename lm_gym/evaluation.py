@@ -21,7 +21,9 @@ class Drawn:
 
     Attributes:
         prompts, texts: B each. scores: B of the reward model.
-        kls: B, nats a text: log π − log π_ref of its tokens. lengths: B, tokens.
+        kls: B, nats a text: KL(π‖π_ref) of every state on its way, summed: their mean is ``objective/kl``.
+        lengths: B, tokens.
+        extra: columns that the reward model logged, B values each.
         metrics: as :func:`lm_gym.measures.describe`, ``objective/scores_sem`` and ``objective/j`` = E[R] − β·KL.
     """
 
@@ -31,6 +33,7 @@ class Drawn:
     kls: list[float]
     lengths: list[int]
     metrics: dict[str, float]
+    extra: dict[str, list[Any]]
 
 
 def measure(
@@ -50,6 +53,15 @@ def measure(
     n = len(completions)
     metrics["objective/scores_sem"] = float(scored.scores.std(unbiased=True) / math.sqrt(n)) if n > 1 else 0.0
     metrics["objective/j"] = metrics["objective/scores"] - beta * metrics["objective/kl"]
-    k1 = ((rollout.logprobs - scored.ref_logprobs) * rollout.response_mask).sum(-1)
+    assert rollout.exact_kl is not None
+    kls = rollout.exact_kl.sum(-1)
     prompts = [c.prompt for c in completions if c.prompt is not None]
-    return Drawn(prompts, scored.texts, scored.scores.tolist(), k1.tolist(), rollout.lengths.tolist(), metrics)
+    return Drawn(
+        prompts=prompts,
+        texts=scored.texts,
+        scores=scored.scores.tolist(),
+        kls=kls.tolist(),
+        lengths=rollout.lengths.tolist(),
+        metrics=metrics,
+        extra=scored.extra,
+    )

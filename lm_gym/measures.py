@@ -51,9 +51,9 @@ def distinct(rollout: Rollout, n: int) -> float:
 
 
 def samples(rollout: Rollout, mdp: AlignmentMDP, n: int = 2) -> list[dict[str, Any]]:
-    """The first n texts of a rollout as rows of ``samples.jsonl``."""
-    assert rollout.scores is not None and rollout.ref_logprobs is not None and rollout.texts is not None
-    k1 = ((rollout.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)
+    """The first n texts of a rollout as rows of ``samples.jsonl``; their ``kl`` is that of ``objective/kl``."""
+    assert rollout.scores is not None and rollout.exact_kl is not None and rollout.texts is not None
+    kls = rollout.exact_kl.sum(-1)
     width = rollout.input_ids.shape[1] - rollout.response_mask.shape[1]
     rows = []
     for i in range(min(n, len(rollout))):
@@ -63,7 +63,7 @@ def samples(rollout: Rollout, mdp: AlignmentMDP, n: int = 2) -> list[dict[str, A
                 "prompt": mdp.reference.decode(ids),
                 "completion": rollout.texts[i],
                 "score": float(rollout.scores[i]),
-                "kl": float(k1[i]),
+                "kl": float(kls[i]),
                 "length": int(rollout.lengths[i]),
             }
         )

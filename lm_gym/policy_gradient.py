@@ -48,7 +48,8 @@ class PolicyGradientConfig(AgentConfig):
     kl_target: float | None = None
     """Nats a text that an adaptive coefficient steers to; None: the coefficient is fixed."""
     kl_horizon: int = 10_000
-    """Texts over which the adaptive coefficient moves by its error."""
+    """Texts (not updates) over which the adaptive coefficient moves by its error, of which at most .2 counts; above
+    batch_size/5, or one update could turn it negative."""
     kl_reference: str = "initial"
     """What KL is paid against: "initial" (the environment's reference) or "ema" (a slow copy of the policy)."""
     ema_decay: float = 0.95
@@ -225,6 +226,7 @@ def gradient(
         value, stats = loss(batch)
         more, kl_stats = agent.kl_control.in_the_loss(batch)
         (value if more is None else value + more).backward()  # type: ignore[no-untyped-call]
+        agent.optimizer.gather()
         stats = stats | kl_stats | _ratios(batch)
         numbers: dict[str, float] = {}
         for key, number in zip(stats, torch.stack([x.detach().float() for x in stats.values()]).tolist(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from lm_gym.report_style import page, safe
 from lm_gym.run_files import read_jsonl
+from lm_gym.run_findings import of_a_log
 from lm_gym.run_folder import config_of
 from lm_gym.runinfo import read_config, write_atomically
 from lm_gym.svg_chart import MOST_POINTS, SMOOTH_FROM, line_chart, number_text
@@ -18,6 +20,7 @@ from lm_gym.tracking import METRICS, OPEN_FAMILIES
 
 MAIN_CURVES: tuple[tuple[str, str], ...] = (
     ("objective/scores", "Reward"),
+    ("reward/watch", "Watching judge"),
     ("objective/kl", "KL to the reference, nats"),
     ("length/mean", "Length, tokens"),
     ("policy/entropy_avg", "Entropy, nats a token"),
@@ -32,6 +35,8 @@ COUNTERS = frozenset({"step", "tokens", "episode", "perf/elapsed_seconds"})
 
 ROWS_FOR_HEADLINE = 16
 """With fewer texts before and after, the headline takes its numbers from the metrics instead."""
+FINDINGS = "findings.json"
+"""What stood out in the evaluation, a list of sentences."""
 SAMPLES_OPEN = 12
 """So many texts are shown; the rest folds away."""
 
@@ -46,6 +51,13 @@ class Run:
     samples: list[dict[str, Any]]
     config: dict[str, Any]
     missing: list[str]
+    findings: list[str]
+    """What stands out: what the evaluation found, else what the log shows."""
+
+
+def write_findings(run_dir: str | Path, findings: Sequence[str]) -> None:
+    """Keep what stands out in a run's evaluation, for its report."""
+    write_atomically(Path(run_dir) / FINDINGS, json.dumps(list(findings), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_report(
@@ -60,8 +72,9 @@ def write_report(
     Args:
         run_dir: Folder that a `Tracker` wrote.
         out: The file to write; default: report.html in `run_dir`.
-        before_after: Rows with prompt, before, after, and as far as known score_before, score_after, kl;
-            default: those in ``samples_before_after.jsonl``, if it is there.
+        before_after: Rows with prompt, before, after, and as far as known score_before, score_after, length_before,
+            length_after, kl (of ``after``, exact in each of its states, as ``objective/kl``); default: those in
+            ``samples_before_after.jsonl``, if it is there.
         title: Heading; default: the run's name.
 
     Returns:
@@ -104,7 +117,9 @@ def read_run(folder: Path, before_after: Sequence[Mapping[str, Any]] | None = No
         missing.append("configuration and provenance (config.yaml is not there)")
     if not (metrics or pairs or samples or config):
         raise FileNotFoundError(f"no run to report on: {folder} has none of the files that a run leaves")
-    return Run(folder.resolve().name, metrics, pairs, samples, config, missing)
+    kept = folder / FINDINGS
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else of_a_log(metrics)
+    return Run(folder.resolve().name, metrics, pairs, samples, config, missing, found)
 
 
 def render(run: Run, title: str) -> str:
@@ -114,6 +129,7 @@ def render(run: Run, title: str) -> str:
     sections = [
         _header(run, title),
         _headline(run),
+        _standing_out(run),
         _curves(run),
         _before_after(run) if run.before_after else _samples(run),
         _table("Configuration", {key: value for key, value in run.config.items() if key != "run"}),
@@ -174,7 +190,8 @@ def _headline(run: Run) -> str:
         start = ""
         if before and before_key:
             start = f'<span class="before">{_plus_minus(before, decimals)}</span><span class="to">→</span>'
-        where = f"{len(after)} texts" if from_texts else ("first update → " if start else "") + noun
+        of_updates = f"texts of updates: {'first update → ' if start else ''}{noun}"
+        where = f"{len(after)} evaluation texts" if from_texts else of_updates
         big = f'<p class="big">{start}{_plus_minus(after, decimals)}</p>'
         cells.append(f'<div class="number"><h3>{name}</h3>{big}<p class="of">{where}</p></div>')
     if not cells:
@@ -182,6 +199,14 @@ def _headline(run: Run) -> str:
     note = '<p class="note">± is the standard error of the mean over the texts or updates named under each number.</p>'
     numbers = f'<div class="numbers">{"".join(cells)}</div>'
     return f'<section class="headline">{numbers}{note if any("±" in cell for cell in cells) else ""}</section>'
+
+
+def _standing_out(run: Run) -> str:
+    """Signs that the judge is exploited; nothing where there are none."""
+    if not run.findings:
+        return ""
+    lines = "".join(f"<li>{safe(line)}</li>" for line in run.findings)
+    return f"<section><h2>What stands out</h2><ul>{lines}</ul></section>"
 
 
 def _curves(run: Run) -> str:
@@ -208,7 +233,10 @@ def _curves(run: Run) -> str:
     if rest:
         lines.append('<details><summary>All other metrics</summary><div class="charts">')
         lines += [*(_figure(run, name, heading) for name, heading in rest), "</div></details>"]
-    note = "Horizontal axis: completion tokens generated. At the right of each heading: the last update."
+    note = (
+        "Of the texts that each update drew, not of those of the evaluation. Horizontal axis: completion tokens "
+        "generated. At the right of each heading: the last update."
+    )
     if len(run.metrics) >= SMOOTH_FROM:
         note += " Faint: each update; strong: moving average."
     if len(run.metrics) > MOST_POINTS:
@@ -219,9 +247,8 @@ def _curves(run: Run) -> str:
 def _figure(run: Run, metric: str, heading: str) -> str:
     rows = [row for row in run.metrics if metric in row]
     ys = _column(rows, metric)
-    baseline = None
-    if metric == "objective/scores" and len(before := _column(run.before_after, "score_before")) >= ROWS_FOR_HEADLINE:
-        baseline = ("reference", sum(before) / len(before))
+    # of the first update's texts, which the untrained policy wrote; the evaluation's have other prompts
+    baseline = ("first update", ys[0]) if metric == "objective/scores" and len(ys) > 1 else None
     svg = line_chart(
         _column(rows, "tokens"), ys, label=heading, from_zero=metric in FROM_ZERO and min(ys) >= 0, baseline=baseline
     )

@@ -12,18 +12,34 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from lm_gym.reward_errors import PASSING, named_errors
+
 RewardModel = Callable[..., Any]
+
+USER_FILE = "__lm_gym_file__"
+"""Attribute of a module that was loaded from a user's file: that file's name."""
 
 
 def reward_model_name(reward_model: RewardModel) -> str:
     """The name that errors and `config.yaml` use: its `name` if that is a string, otherwise `module:qualified.name`."""
-    name = getattr(reward_model, "name", None)
+    try:
+        name = getattr(reward_model, "name", None)
+    except PASSING:
+        raise
+    except BaseException:  # a property that raises: errors need some name all the same
+        name = None
     if isinstance(name, str) and name:
         return name
     target = getattr(reward_model, "func", reward_model)  # a functools.partial
     if not hasattr(target, "__qualname__"):
         target = type(target)
-    return f"{target.__module__}:{target.__qualname__}"
+    return qualified_name(target)
+
+
+def qualified_name(target: Any) -> str:
+    """``module:qualified.name`` of a function or class; ``file.py:qualified.name`` where `py:./file.py:…` loaded it."""
+    module = sys.modules.get(target.__module__)
+    return f"{getattr(module, USER_FILE, target.__module__)}:{target.__qualname__}"
 
 
 def reward_model_hash(reward_model: RewardModel) -> str:
@@ -32,11 +48,16 @@ def reward_model_hash(reward_model: RewardModel) -> str:
     `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
     or class and of what it uses from its own folder, with the plain values that it holds: defaults, closure,
     attributes, constants of its file.
+
+    Raises:
+        RewardModelError: `fingerprint()` raised.
     """
+    reward_model = getattr(reward_model, "stands_for", reward_model)  # one that only logs beside another
     fingerprint = getattr(reward_model, "fingerprint", None)
     parts: list[Any] = [reward_model_name(reward_model)]
     if callable(fingerprint):
-        parts.append(str(fingerprint()))
+        with named_errors(f"reward model {parts[0]}: its fingerprint()"):
+            parts.append(str(fingerprint()))
     else:
         target = getattr(reward_model, "func", reward_model)
         held: dict[str, Any] = dict(getattr(reward_model, "keywords", None) or {})
@@ -61,7 +82,7 @@ def _code(*targets: Any) -> dict[str, Any]:
     waiting = list(targets)
     while waiting:
         target = waiting.pop()
-        name = f"{target.__module__}:{target.__qualname__}"
+        name = qualified_name(target)
         if name in found:
             continue
         found[name] = _source(target)
@@ -96,10 +117,8 @@ def _used(target: Any) -> Iterator[tuple[str, Any]]:
         if name in target.__globals__:
             value = target.__globals__[name]
             yield name, value
-            if inspect.ismodule(value):  # helpers.score(…)
-                yield from (
-                    (n, vars(value)[n]) for n in names if n in vars(value) and _folder(value) == _folder(target)
-                )
+            if inspect.ismodule(value) and _folder(value) == _folder(target):  # helpers.score(…)
+                yield from ((inner, vars(value)[inner]) for inner in names if inner in vars(value))
 
 
 def _folder(target: Any) -> str | None:
@@ -131,5 +150,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
+        return qualified_name(value)
     return type(value).__qualname__

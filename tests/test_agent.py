@@ -13,7 +13,7 @@ import torch
 from ppo_runs import count_a, environment, ppo, problem
 from small_models import small_lm
 
-from lm_gym import checkpoints
+from lm_gym import checkpoints, exact
 from lm_gym.agents import PPO
 from lm_gym.env import LMAlignEnv
 from lm_gym.rewards import RewardModelError
@@ -249,6 +249,23 @@ def test_evaluate_is_what_the_policy_is_worth() -> None:
     assert all(torch.equal(p, before[k]) for k, p in weights(agent).items())
 
 
+def test_the_kl_of_a_text_is_that_of_its_states() -> None:
+    """Σ_t Σ_a π(a|s_t)·log(π(a|s_t)/π_ref(a|s_t)), from the tables of an exact language, in float64."""
+    agent = PPO(gym.make("LMAlignExact-v0"), batch_size=32, seed=3).learn(300)
+    language = agent.base.language  # type: ignore[union-attr]
+    policy, reference, table = agent.exact_policy(language), exact.reference_policy(language), language.table()
+    per_state = (policy * (np.log(policy) - np.log(reference))).sum(1)
+    prompts = [agent.mdp.prompts[0]] * 40
+    drawn = agent.evaluate_on(prompts, 7)
+    for completion, kl in zip(agent.complete(prompts, seed=7), drawn.kls, strict=True):
+        state, total = int(table.start_states[0]), 0.0
+        for token in completion.tokens:
+            total, state = total + per_state[state], int(table.next_state[state, token])
+        assert kl == pytest.approx(total, abs=1e-5) and kl > 0
+    assert np.mean(drawn.kls) == pytest.approx(drawn.metrics["objective/kl"])
+    assert agent.last is not None and all(row["kl"] > -1e-6 for row in agent.last.samples)
+
+
 def test_generate_takes_texts_and_lists() -> None:
     agent = make()
     assert agent.generate("abc") == agent.generate(["abc"])
@@ -354,3 +371,28 @@ def test_unknown_fields_and_models_are_told_apart() -> None:
         make({"batchsize": 3})
     with pytest.raises(ValueError, match="batch_size expected 1 to inf, got 0"):
         make({"batch_size": 0})
+
+
+@pytest.mark.parametrize("value", [100.5, "5", math.nan, math.inf, True, 0])
+def test_counts_are_whole_numbers_everywhere(value: Any) -> None:
+    agent = PPO(gym.make("LMAlignExact-v0"))
+    for call in (agent.learn, lambda n: agent.evaluate(n=n), lambda n: agent.learn(10, save_every=n)):
+        with pytest.raises(ValueError, match=r"expected at least 1, a whole number, got "):
+            call(value)
+    with pytest.raises(ValueError, match="batch_size expected "):
+        PPO(gym.make("LMAlignExact-v0"), batch_size=value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 1.5), ("seed", 0.5), ("learning_rate", "a"), ("vf_coef", math.nan)]
+)
+def test_fields_of_numbers_take_numbers(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} expected a .*number, got "):
+        PPO(gym.make("LMAlignExact-v0"), **{field: value})
+
+
+def test_agents_and_rollouts_print_in_a_line() -> None:
+    agent = PPO(gym.make("LMAlignExact-v0"), batch_size=32, seed=3)
+    assert repr(agent) == f"PPO({agent.mdp.reference.name!r}, batch_size=32, seed=3: 0 tokens in 0 updates)"
+    rollout, _ = agent.collect()
+    assert repr(rollout).startswith("Rollout(32 texts: input_ids=(32, 4), ") and "\n" not in repr(rollout)

@@ -159,3 +159,25 @@ def test_a_template_that_changes_its_mind_is_refused():
     tok.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(ValueError, match="writes the prompt otherwise once an answer follows"):
         tokenize(Preference([USER], [BLUE], [GREEN]), tok)
+
+
+def test_a_transcript_ends_its_prompt_where_the_reply_begins():
+    """HH's form: both replies begin with "I ca", which belongs to them."""
+    start = "\n\nHuman: hi\n\nAssistant: so\n\nHuman: why?\n\nAssistant:"
+    [found] = load_preferences([{"chosen": start + " I can say.", "rejected": start + " I cannot."}])
+    assert (found.prompt, found.chosen, found.rejected) == (start, " I can say.", " I cannot.")
+
+
+def test_conversations_that_repeat_their_prompt():
+    [pair] = load_preferences([{"prompt": [USER], "chosen": [USER, BLUE], "rejected": [USER, GREEN]}])
+    assert pair == Preference([USER], [BLUE], [GREEN])
+    [one] = load_feedback([{"prompt": [USER], "completion": [USER, BLUE], "label": True}])
+    assert one == Feedback([USER], [BLUE], True)
+    [ranking] = load_rankings([{"prompt": [USER], "completions": [[USER, BLUE], [USER, GREEN]]}])
+    assert ranking.completions == ([BLUE], [GREEN])
+    # once is no repetition where one of them does not begin so
+    tok = tokenizer()
+    tok.chat_template = TEMPLATE
+    [odd] = load_preferences([{"prompt": [USER], "chosen": [USER, BLUE], "rejected": [GREEN]}])
+    with pytest.raises(ValueError, match="begins with a message of the role 'user'"):
+        tokenize(odd, tok)

@@ -5,9 +5,12 @@ import json
 import pickle
 
 import pytest
+from chat_tokenizers import judge_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lm_gym.demonstrations import load_demonstrations
+from lm_gym.preferences import Preference, tokenize
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import RESERVED_COLUMNS
 
@@ -99,15 +102,24 @@ def test_an_end_of_text_token_is_stripped():
     assert load_prompts(["once </s>"], make_tokenizer())[0].token_ids == ids("<s> once")
 
 
-def test_add_bos():
+def test_a_text_that_begins_with_bos_gets_no_second_one():
+    """As a chat template or another program writes prompts; one that a text has twice by itself stays."""
     with_bos, without = make_tokenizer(), make_tokenizer(bos=False)
-    assert load_prompts(["hi"], without)[0].token_ids == ids("hi")
-    assert load_prompts(["hi"], without, add_bos=True)[0].token_ids == ids("<s> hi")
-    assert load_prompts(["hi"], with_bos, add_bos=True)[0].token_ids == ids("<s> hi")
-    assert load_prompts(["hi"], with_bos, add_bos=False)[0].token_ids == ids("hi")
-    without.bos_token = None
-    with pytest.raises(ValueError, match="no beginning-of-text token"):
-        load_prompts(["hi"], without, add_bos=True)
+    for text in ("<s> once upon", "once upon"):
+        assert load_prompts([text], with_bos)[0].token_ids == ids("<s> once upon")
+    assert load_prompts(["<s> <s> hi"], with_bos)[0].token_ids == ids("<s> <s> hi")
+    assert load_prompts(["<s> <s> hi", "hi"], without)[0].token_ids == ids("<s> <s> hi")
+    assert load_prompts(["<s> hi"], make_tokenizer(eos=True))[0].token_ids == ids("<s> hi")
+
+
+def test_no_text_that_is_trained_on_or_judged_has_two_bos():
+    tokenizer = make_tokenizer()
+    [row] = load_demonstrations([{"prompt": "<s> once", "completion": " upon"}], tokenizer)
+    assert row.token_ids == ids("<s> once upon </s>")
+    assert load_demonstrations([{"text": "<s> once upon"}], tokenizer)[0].token_ids == ids("<s> once upon </s>")
+    assert tokenize(Preference("<s> once", " upon", " hi"), tokenizer)[0] == list(ids("<s> once"))
+    judge = judge_of(tokenizer)
+    assert judge.tokens("<s> once", " upon") == judge.tokens("once", " upon") == list(ids("<s> once upon"))
 
 
 def test_one_token_for_beginning_and_end():
@@ -169,7 +181,7 @@ def test_a_conversation_without_a_chat_template(tokenizer):
 
 def test_what_the_template_refuses_is_named():
     template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="row 0: the chat template refuses .* roles must alternate"):
+    with pytest.raises(ValueError, match="row 0 is refused by the chat template: roles must alternate"):
         load_prompts([[{"role": "user", "content": "hi"}]], make_tokenizer(template=template))
 
 
@@ -329,7 +341,7 @@ BAD_SOURCES = [
     ([["hi"]], "row 0 has the message 'hi'"),
     ([[]], "row 0 is empty"),
     ([[{"role": "user", "content": ""}]], "row 0 is empty"),
-    ([[{"role": "assistant", "content": None}]], "ends in an assistant's message"),
+    ([[{"role": "assistant", "content": None}]], "has the message"),
 ]
 
 

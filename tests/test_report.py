@@ -107,14 +107,28 @@ def test_text_of_a_model_stays_text(tmp_path):
 def test_headline_numbers_from_the_texts(tmp_path):
     _, page = read(write_report(make_run(tmp_path, pairs=20)))
     error = math.sqrt(20 * 0.25 / 19 / 20)  # ten 0s and ten 1s
-    assert f"Reward0.50 ± {error:.2f}→2.0020 texts" in page.text
-    assert "KL to the reference, nats1.5020 texts" in page.text
-    assert "Length, tokens20.0→20.0first update → last update" in page.text
+    assert f"Reward0.50 ± {error:.2f}→2.0020 evaluation texts" in page.text
+    assert "KL to the reference, nats1.5020 evaluation texts" in page.text
+    assert "Length, tokens20.0→20.0texts of updates: first update → last update" in page.text
+    lines = (tmp_path / "samples_before_after.jsonl").read_text().splitlines()
+    rows = [json.loads(line) | {"length_before": 10, "length_after": 12} for line in lines]
+    _, page = read(write_report(tmp_path, before_after=rows))
+    assert "Length, tokens10.0→12.020 evaluation texts" in page.text
+
+
+def test_the_reward_begins_at_its_own_line(tmp_path):
+    """The line is of the curve's first update, not of evaluation texts, whose prompts are others."""
+    text, _ = read(write_report(make_run(tmp_path, 5, pairs=20)))
+    figure = text.split('<figcaption title="')[1].split("</figure>")[0]
+    assert ">Reward<" in figure and ">first update</text>" in figure
+    height = re.search(r'class="baseline" [^>]* y1="([\d.]+)"', figure)
+    first = re.search(r'class="curve" points="[\d.]+,([\d.]+) ', figure)
+    assert height and first and height[1] == first[1]
 
 
 def test_headline_numbers_from_the_metrics_when_texts_are_few(tmp_path):
     _, page = read(write_report(make_run(tmp_path, 20, pairs=3)))
-    assert "Reward0.100→1.950 ± 0.050first update → last 2 updates" in page.text
+    assert "Reward0.100→1.950 ± 0.050texts of updates: first update → last 2 updates" in page.text
 
 
 def test_every_section_is_there(tmp_path):

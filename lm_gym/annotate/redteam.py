@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lm_gym.annotate.answers import read_id
+from lm_gym.annotate.answers import is_whole, read_id
 from lm_gym.annotate.lending import Loan, lend, loan_of
 from lm_gym.annotate.people import Annotator
 from lm_gym.annotate.store import Conflict, Pair, Store, StoreError, dumps, insert
@@ -89,7 +89,7 @@ def _prompt(store: Store, who: Annotator, text: str, sent: dict[str, Any], conve
     side = sent.get("side")
     if side not in ("first", "second"):
         raise StoreError(f"side expected first or second, got {side!r:.40}")
-    if not isinstance(item, int) or not store.rows("SELECT 1 FROM items WHERE id = ? AND author = ?", (item, who.id)):
+    if not is_whole(item) or not store.rows("SELECT 1 FROM items WHERE id = ? AND author = ?", (item, who.id)):
         raise Conflict("only a conversation of your own can be gone on with")
     loan = loan_of(store, who.id, item)
     answer = loan.first if side == "first" else loan.second
@@ -110,11 +110,15 @@ def model_writer(
         StoreError: the prompt is longer than the model's context leaves.
     """
     from lm_gym.decoding import Engine, GenerationParams
+    from lm_gym.positions import because
     from lm_gym.prompts import load_prompts
 
     room = lm.max_positions - max_new_tokens
     if room < 1:
-        raise ValueError(f"max_new_tokens expected fewer than the model's {lm.max_positions}, got {max_new_tokens}")
+        raise ValueError(
+            f"max_new_tokens expected fewer than the model's limit of {lm.max_positions} tokens{because(room)}, got "
+            f"{max_new_tokens}"
+        )
     engine = Engine(lm, seed=seed)
     params = GenerationParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
     lock = threading.Lock()

@@ -21,6 +21,7 @@ from lm_gym.cli.options import agent_names, parse_train
 from lm_gym.cli.preferences import Preferences
 from lm_gym.cli.reward_eval import Reward
 from lm_gym.cli.serve_reward import ServeReward
+from lm_gym.reward_errors import RewardModelError
 
 
 @dataclass
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         say(f"error: {error}")
         return 2
-    except Failed as error:
+    except (Failed, RewardModelError) as error:
         if debug:
             raise
         say(f"error: {error}")

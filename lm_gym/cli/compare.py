@@ -15,6 +15,7 @@ import yaml
 from lm_gym.cli.config_file import checked
 from lm_gym.cli.errors import refusing, say
 from lm_gym.cli.options import load_agent
+from lm_gym.terminal import printable
 
 SET_ELSEWHERE = ("seed", "kl_coef")
 """Fields of an agent that the comparison has options of its own for."""
@@ -39,7 +40,7 @@ class Call:
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
     """A JSONL file of rows, or a folder of them, to show beside (docs/compare.md has its form): a,b or given again."""
     out: str = "compare.pdf"
-    """The figures, .pdf or .svg; table and CSV stand beside it."""
+    """The figures, .pdf, .svg or .png; table and CSV stand beside it."""
     results: str = "runs/compare"
     """The folder of what is done: the same call goes on there."""
     processes: int = 2
@@ -68,26 +69,40 @@ def compare(args: Sequence[str]) -> int:
     )
     with refusing():
         from lm_gym.compare import output
-        from lm_gym.compare.run import compare as run
+        from lm_gym.compare.pool import warm_up
 
         out, folder = Path(call.out), Path(call.results)
         output.check(out)
+        warm_up()  # its imports take as long as ours, beside which they run
         settings = _settings(call)
         foreign = _foreign(call, settings)
+        from lm_gym.compare.run import compare as run
+
         try:
-            done = run(settings, folder, lambda line: print(line, flush=True))
+            done = run(settings, folder, lambda line: print(printable(line), flush=True))
         except KeyboardInterrupt as stop:  # or SIGTERM
             raise type(stop)(f"what has ended is in {folder}; the same command goes on from there") from None
     for message, who in done.warnings.items():
         say(f"warning: {message} ({who})")
+    from lm_gym.compare.results import UNEQUAL
+
     known = {(problem.env, problem.kl_coef) for problem in done.problems}
     beside = [row for row in foreign if (row.env, row.kl_coef) in known]
     if len(beside) < len(foreign):
         say(f"warning: {len(foreign) - len(beside)} of {len(foreign)} imported rows are of other problems: left out")
     if done.rows or beside:
         with refusing():
-            print(output.write([*done.rows, *beside], done.problems, out))
+            print(printable(output.write([*done.rows, *beside], done.problems, out)))
     print(_said(call, settings, done))
+    off = [row for row in done.rows if row.tokens and abs(row.tokens / settings.total_tokens - 1) > UNEQUAL]
+    if off:
+        worst = max(off, key=lambda row: abs(row.tokens - settings.total_tokens))
+        say(
+            f"warning: {len(off)} of {len(done.rows)} runs have more than {UNEQUAL:.0%} more or fewer tokens than the "
+            f"{settings.total_tokens:,} asked for, most of all {worst.agent} on {worst.env}, seed {worst.seed}: "
+            f"{worst.tokens:,}. An update is whole groups of texts: give --total-tokens several updates, or the agent "
+            "a smaller batch (--set agent.batch_size=...)"
+        )
     for title, lines in (("trials that diverged", done.diverged), ("runs that broke off", done.failures)):
         if lines:
             say("\n  ".join([f"{title}, {len(lines)}:", *lines]))
@@ -172,7 +187,12 @@ def _foreign(call: Call, settings: Any) -> list[Any]:
 
 def _said(call: Call, settings: Any, done: Any) -> str:
     """What the numbers rest on, and where they are."""
-    lines = [f"Every run has {settings.total_tokens:,} tokens; seeds 0 to {settings.seeds - 1}; the last checkpoint."]
+    tokens = [row.tokens for row in done.rows if row.tokens]
+    trained = f"{min(tokens):,} to {max(tokens):,} tokens" if tokens else "nothing"
+    lines = [
+        f"Trained on {trained} a run ({settings.total_tokens:,} asked for); seeds 0 to {settings.seeds - 1}; the last "
+        "checkpoint."
+    ]
     if settings.tune_trials:
         counts: dict[str, int] = {}
         for (agent, _, _), count in done.tuned.items():

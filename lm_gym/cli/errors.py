@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from lm_gym.terminal import printable
+
 
 class Refused(Exception):
     """Something that the user can put right: one line on stderr, exit code 2."""
@@ -27,6 +29,8 @@ def refusing() -> Iterator[None]:
     """Errors of set-up (a bad name, file, value, or a missing extra) as :class:`Refused`."""
     try:
         yield
+    except BrokenPipeError:  # `lm-gym train ppo --help | head`
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         # ModuleNotFoundError of a module of ours is a broken installation, which its own message explains.
         raise Refused(one_line(error)) from error
@@ -44,7 +48,11 @@ def one_line(error: BaseException) -> str:
 
 
 def say(message: str) -> None:
-    """A line on stderr; from a signal handler too, which may come in the middle of another print."""
+    """A line on stderr; from a signal handler too, which may come in the middle of another print.
+
+    Escape sequences in it, of a judge or a client, are made visible: they would colour or steer the terminal.
+    """
+    message = printable(message)
     try:
         print(message, file=sys.stderr, flush=True)
     except RuntimeError:

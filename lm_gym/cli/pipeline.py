@@ -14,6 +14,7 @@ import tyro
 from lm_gym.cli.config_file import PASSED_OVER, checked, load_mapping
 from lm_gym.cli.errors import Failed, Interrupt, refusing, say
 from lm_gym.cli.options import load_agent
+from lm_gym.terminal import printable
 
 StageName = Literal["sft", "preferences", "reward-model", "rl", "evaluation"]
 ASKED = "this update, or this stage, is finished and saved first"
@@ -64,7 +65,7 @@ def pipeline(args: Sequence[str]) -> int:
                 out,
                 until=call.until,
                 start=call.start,
-                say=lambda line: print(line, flush=True),
+                say=lambda line: print(printable(line), flush=True),
                 stop=lambda: interrupt.asked,
                 progress=True,
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -55,6 +54,7 @@ def evaluate_reward(options: Reward) -> int:
     from lm_gym.reward_findings import findings
     from lm_gym.reward_page import write_page
     from lm_gym.rewards import RewardModelError, load_reward_model
+    from lm_gym.terminal import printable
 
     logging.disable_progress_bar()  # a bar for the two files of a small model
     if options.threads is not None:
@@ -75,7 +75,7 @@ def evaluate_reward(options: Reward) -> int:
         raise Failed(str(error)) from error
     _print(results)
     for line in findings(results):
-        print(f"! {line}")
+        print(f"! {printable(line)}")
     print(f"page        {write_page(options.out, results, judged, title=options.title)}")
     return 0
 
@@ -90,8 +90,7 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
+    from lm_gym.loading import load_tokenizer
     from lm_gym.tiny import tiny_path
 
-    return AutoTokenizer.from_pretrained(str(tiny_path()) if name == "tiny" else str(Path(name)))
+    return load_tokenizer(str(tiny_path()) if name == "tiny" else name, "tokenizer")

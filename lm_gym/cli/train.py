@@ -33,6 +33,7 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
         with refusing():
             out = stack.enter_context(run_folder(options))
             agent, held_out, where = make_agent(options, out)
+            agent.named = options.agent_name
         return _train(options, out, agent, held_out, where, preset)
 
 
@@ -74,7 +75,7 @@ def _train(options: TrainOptions, out: Path, agent: Any, held_out: list[Any], wh
 def run_folder(options: TrainOptions) -> Iterator[Path]:
     """The run's folder under its lock: as asked for, or a new one named by date and time."""
     if options.run.out is None:
-        with _new_folder(f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_name}") as out:
+        with _new_folder(f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_class.name}") as out:
             yield out
         return
     out = Path(options.run.out)
@@ -142,6 +143,10 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
         say(f"note: {len(found) - len(train_prompts)} of {len(found)} prompts are in {source} too: not trained on")
     arguments = dataclasses.asdict(problem) | {"prompts": train_prompts}
     arguments["model" if problem.reference is None else "reference"] = lm
+    if run.watch is not None:
+        from lm_gym.reward_models.watched import Watched
+
+        arguments["reward_model"] = Watched(problem.reward_model, run.watch)
     env = gymnasium.make("LMAlign-v0", mdp=AlignmentMDP(**arguments))
     fields = dataclasses.asdict(options.agent)
     if not run.resume:
@@ -263,8 +268,17 @@ def _kept(out: Path) -> list[str]:
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
-    from lm_gym.cli.evaluate import EVAL_SEED, before_training, pair_rows, print_evaluation, write_pairs
+    from lm_gym.cli.evaluate import (
+        EVAL_SEED,
+        before_training,
+        pair_rows,
+        print_evaluation,
+        print_findings,
+        stands_out,
+        write_pairs,
+    )
     from lm_gym.held_out import spread
+    from lm_gym.report import write_findings
 
     prompts = spread(held_out, options.run.eval_texts)
     before = before_training(agent, prompts)
@@ -272,3 +286,6 @@ def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any],
     rows = pair_rows(before, after)
     write_pairs(out / "samples_before_after.jsonl", rows)
     print_evaluation(before, after, rows, what=where)
+    found = stands_out(agent, before, after)
+    write_findings(out, found)
+    print_findings(found)

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lm_gym.compare.statistics import FloatArray
+from lm_gym.extras import install_command
 
 try:
     from matplotlib import rc_context
@@ -20,10 +21,13 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator
 except ImportError as error:
-    raise ImportError("the figures of a comparison need matplotlib: pip install 'lm-gym[report]'") from error
+    raise ImportError(f"the figures of a comparison need matplotlib: {install_command('report')}") from error
 
 NEAREST = 1e-5
 """Scores are drawn up to 1 minus this: beyond it they are rounding."""
+
+SMALL = 8
+"""Points of the words below a figure; all others have 9, so that a figure at half a page's width can be read."""
 
 _SHAPES = "os^DvPX<*>"
 _LINES = ("-", (0, (6, 2)), (0, (6, 1.5, 1.5, 1.5)), (0, (1.5, 1.5)))
@@ -33,8 +37,9 @@ _STYLE: Any = {
     "svg.hashsalt": "lm-gym",
     "text.parse_math": False,  # a $ in an agent's name is a $
     "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 8,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "savefig.dpi": 200,  # of .png alone
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -82,7 +87,7 @@ def panels(count: int, height: float, width: float = 2.7, sharey: bool = False) 
     """A figure of so many panels (inches each), at most four a line and the lines about equally long."""
     rows = math.ceil(count / 4)
     columns = math.ceil(count / rows)
-    figure = Figure(figsize=(max(width * columns, 4.5) + 0.6, height * rows + 0.9))
+    figure = Figure(figsize=(max(width * columns, 4.5) + 0.6, height * rows + 1.1))
     axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel()
     for axis in axes[count:]:
         axis.remove()
@@ -126,11 +131,33 @@ def sparse(shown: NDArray[np.bool_], index: int, count: int = 5) -> list[int]:
     return [int(place) for place in places[(index * 3) % every :: every]]
 
 
-def legend(figure: Figure, names: Sequence[str], agents: Sequence[str], extra: Sequence[Line2D] = ()) -> None:
-    """Below the panels: the agents among ``names``, each as its rank among ``agents`` makes it look, and more lines."""
+def legend(
+    figure: Figure, names: Sequence[str], agents: Sequence[str], extra: Sequence[Line2D] = (), words: str = ""
+) -> None:
+    """Below the panels: ``words``, the agents among ``names``, each as its rank makes it look, and more lines."""
     handles = [Line2D([], [], label=name, **style(i)) for i, name in enumerate(agents) if name in names] + [*extra]
-    columns = max(int(figure.get_figwidth() // 1.5), 2)
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, len(handles)), handlelength=3.5)
+    columns = min(max(int(figure.get_figwidth() // 1.6), 2), len(handles))
+    lines = math.ceil(len(handles) / columns) + words.count("\n")
+    figure.set_figheight(figure.get_figheight() + 0.19 * (lines - 1))  # which the panels would else lose
+    found = figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        handlelength=3.5,
+        title=words,
+        title_fontsize=SMALL,
+    )
+    found.get_title().set_multialignment("center")
+
+
+def bars(axis: Axes, at: ArrayLike, low: ArrayLike, high: ArrayLike, index: int, *, upright: bool = True) -> None:
+    """Intervals of the agent with this rank, as thin lines with ends: where bands lie over each other, these do not."""
+    middle, low, high = (np.asarray(x, dtype=np.float64) for x in (at, low, high))
+    look: dict[str, Any] = {"color": style(index)["color"], "linewidth": 1.0, "alpha": 0.75, "zorder": 2.5}
+    ends: dict[str, Any] = {**look, "linestyle": "", "markersize": 5, "marker": "_" if upright else "|"}
+    (axis.vlines if upright else axis.hlines)(middle, low, high, **look)
+    for end in (low, high):
+        axis.plot(*((middle, end) if upright else (end, middle)), **ends)
 
 
 def missing(axis: Axes, y: float, why: str) -> None:

@@ -16,13 +16,16 @@ import numpy as np
 from lm_gym.compare import drawing
 from lm_gym.compare.drawing import Axes, Figure, Line2D, position, style
 from lm_gym.compare.results import FEW, Estimate, Results, Run, Setting
-from lm_gym.compare.statistics import FloatArray, iqm, iqm_band, profile, profile_band
+from lm_gym.compare.rows import Row
+from lm_gym.compare.statistics import FloatArray, iqm, iqm_band, mean_band, profile, profile_band
 from lm_gym.compare.tables import Improvements
 from lm_gym.runinfo import naming
 
-SUFFIXES = (".pdf", ".svg")
+SUFFIXES = (".pdf", ".svg", ".png")
 FEW_AGENTS = 6
-"""Up to so many agents, bands are drawn around their lines; more bands hide each other."""
+"""Up to so many agents, curves and profiles have intervals; more hide each other."""
+_METADATA: dict[str, dict[str, Any]] = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}, ".png": {}}
+"""Without dates."""
 
 
 def draw(results: Results, found: Improvements, stem: Path, suffix: str) -> list[Path]:
@@ -48,7 +51,7 @@ def draw(results: Results, found: Improvements, stem: Path, suffix: str) -> list
                 path.unlink(missing_ok=True)
                 continue
             with naming(path):
-                figure.savefig(path, metadata={"Date": None} if suffix == ".svg" else {"CreationDate": None})
+                figure.savefig(path, metadata=_METADATA[suffix])
             written.append(path)
     return written
 
@@ -72,7 +75,7 @@ def _score(results: Results) -> Figure:
         axes[-1].set_title(f"{len(results.scored)} problems together")
     axes[0].set_ylim(len(results.agents) - 0.4, -0.6)
     words = f"dot: IQM over seeds; bar: 95 % stratified bootstrap interval{_doubt(results)}; strokes: runs"
-    figure.supxlabel(words, fontsize=7)
+    figure.supxlabel(words, fontsize=drawing.SMALL)
     return figure
 
 
@@ -101,7 +104,7 @@ def _intervals(
 
 
 def _curves(results: Results) -> Figure | None:
-    """J against tokens: the IQM over seeds, a panel a problem; with few agents, the interval of each."""
+    """J against tokens: the IQM over seeds with intervals, a panel a problem; of one run J and its standard error."""
     curves = {key: [run.row.curve for run in group if run.row.curve] for key, group in results.runs.items()}
     shown = [s for s in results.settings if any(curves.get((agent, s.key)) for agent in results.agents)]
     if not shown:
@@ -112,15 +115,18 @@ def _curves(results: Results) -> Figure | None:
         for index, agent in enumerate(results.agents):
             if not curves.get((agent, setting.key)):
                 continue
+            runs = [run.row for run in results.runs[agent, setting.key] if run.row.curve]
             grid, j = _common(curves[agent, setting.key])
             height = (j - setting.problem.j_ref) / setting.gap if setting.scored else j
             middle = position(iqm(height.T), setting.scored)
-            axis.plot(grid, middle, **style(index), markevery=drawing.sparse(grid >= 0, index))
+            marked = drawing.sparse(grid >= 0, index, 4)
+            axis.plot(grid, middle, **style(index), markevery=marked)
             drawn += [*middle]
-            if len(results.agents) <= FEW_AGENTS and len(j) > 1:
-                low, high = (position(end, setting.scored) for end in iqm_band(height))
-                axis.fill_between(grid, low, high, color=style(index)["color"], alpha=0.15, linewidth=0)
-                drawn += [*low, *high]
+            interval = iqm_band(height) if len(j) > 1 else _one_run(runs[0], height[0])
+            if interval is not None and len(results.agents) <= FEW_AGENTS:
+                low, high = (position(end, setting.scored) for end in interval)
+                drawing.bars(axis, grid[marked], low[marked], high[marked], index)
+                drawn += [*low[marked], *high[marked]]
         axis.set_ylim(drawing.limits([*drawn, 0.0 if setting.scored else setting.problem.j_ref]))
         if setting.scored:
             drawing.score_axis(axis.yaxis, *axis.get_ylim())
@@ -130,8 +136,18 @@ def _curves(results: Results) -> Figure | None:
         axis.set_xlim(left=0)
         drawing.plain_axis(axis.xaxis, "training tokens", tokens=True)
         axis.set_title(setting.title)
-    drawing.legend(figure, [agent for agent, key in curves if curves[agent, key]], results.agents)
+    bars = f"; bars: 95 % bootstrap interval{_doubt(results)}" if len(results.agents) <= FEW_AGENTS else ""
+    named = [agent for agent, key in curves if curves[agent, key]]
+    drawing.legend(figure, named, results.agents, words=f"IQM over seeds{bars}")
     return figure
+
+
+def _one_run(row: Row, j: FloatArray) -> tuple[FloatArray, FloatArray] | None:
+    """J ∓ 1.96 standard errors of a single run's points, where they are known."""
+    if row.curve_sem is None:
+        return None
+    sem = 1.96 * np.array(row.curve_sem)
+    return j - sem, j + sem
 
 
 def _profiles(results: Results) -> Figure:
@@ -143,22 +159,26 @@ def _profiles(results: Results) -> Figure:
     groups += [(setting.title, False, [setting]) for setting in results.settings if not setting.scored]
     figure, axes = drawing.panels(len(groups), height=3.0, width=4.0 if len(groups) < 3 else 3.0)
     drawn: list[str] = []
+    bars = len(results.agents) <= FEW_AGENTS
     for axis, (title, scored, settings) in zip(axes, groups):
         strata = {agent: [results.heights(agent, setting) for setting in settings] for agent in results.agents}
         strata = {agent: runs for agent, runs in strata.items() if all(runs)}
         drawn += strata
         heights = np.concatenate([run for runs in strata.values() for run in runs] or [[0.0]])
-        axis.set_xlim(drawing.limits(position(heights, scored)))
-        places = np.linspace(*axis.get_xlim(), 241)
-        tau = 1 - 10.0**-places if scored else places
+        low, high = drawing.limits(position(heights, scored))
+        axis.set_xlim(low, high)
         for agent, runs in strata.items():
             index = results.agents.index(agent)
-            share = profile(runs, tau)
-            falling = (share > 0) & (share < 1) | (np.diff(share, append=share[-1]) < 0)
-            axis.plot(places, share, **style(index), markevery=drawing.sparse(falling, index, 3))
-            band = profile_band(runs, tau) if len(strata) <= FEW_AGENTS else None
+            tau = np.unique(np.concatenate(runs))  # where a run drops out: between them the share is constant
+            share, places = profile(runs, tau), position(tau, scored)
+            steps = [low, *places, high], [1.0, *share, share[-1]]
+            axis.plot(*steps, **{**style(index), "marker": ""}, drawstyle="steps-post")
+            look, middles = {**style(index), "linestyle": ""}, (places + np.append(places[1:], high)) / 2
+            marked = drawing.sparse(share > 0, index, 3)
+            axis.plot(*((middles[marked], share[marked]) if marked else (places[0], 0.5)), **look)
+            band = profile_band(runs, tau) if bars and min(map(len, runs)) >= FEW else None
             if band:
-                axis.fill_between(places, *band, color=style(index)["color"], alpha=0.15, linewidth=0)
+                drawing.bars(axis, middles[marked], band[0][marked], band[1][marked], index)
         if scored:
             drawing.score_axis(axis.xaxis, *axis.get_xlim(), f"τ: {drawing.SCORE_LABEL}")
         else:
@@ -166,17 +186,18 @@ def _profiles(results: Results) -> Figure:
         axis.set_ylim(-0.03, 1.03)
         axis.set_ylabel("share of runs above τ")
         axis.set_title(title)
-    drawing.legend(figure, drawn, results.agents)
+    words = f"bars: 95 % stratified bootstrap interval, from {FEW} seeds on" if bars else ""
+    drawing.legend(figure, drawn, results.agents, words=words)
     return figure
 
 
 def _improvement(results: Results, found: Improvements) -> Figure | None:
-    """P(row above column) in every cell; bold where the interval leaves out one half."""
+    """P(row above column) in every cell; bold where the interval leaves out one half, and is of enough seeds."""
     if not found:
         return None
     agents = results.agents
-    size = 0.36 * len(agents)
-    figure = Figure(figsize=(max(size + 1.6, 3.2), max(size + 1.6, 2.8)))
+    size = 0.4 * len(agents)
+    figure = Figure(figsize=(max(size + 1.8, 4.0), max(size + 1.9, 3.2)))
     axis = figure.add_subplot()
     p = np.array([[found.get((x, y), (math.nan,))[0] for y in agents] for x in agents])
     edges = np.arange(len(agents) + 1) - 0.5
@@ -186,23 +207,25 @@ def _improvement(results: Results, found: Improvements) -> Figure | None:
         for column, y in enumerate(agents):
             value, interval, count = found.get((x, y), (None, None, most))
             words = "–" if value is None else f"{value:.2f}".removeprefix("0") + "*" * (count < most)
-            weight = "bold" if interval and not interval[0] <= 0.5 <= interval[1] else "normal"
-            axis.text(column, row, words if x != y else "", ha="center", va="center", fontsize=7, fontweight=weight)
+            clear = interval is not None and not interval[0] <= 0.5 <= interval[1] and results.seeds(x, y) >= FEW
+            weight = "bold" if clear else "normal"
+            axis.text(column, row, words if x != y else "", ha="center", va="center", fontweight=weight)
     axis.invert_yaxis()
     axis.set_xticks(range(len(agents)), agents, rotation=90)
     axis.set_yticks(range(len(agents)), agents)
     axis.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     axis.grid(False)
     axis.spines[:].set_visible(False)
-    notes = ["P(row above column), mean over problems", f"bold: the 95 % interval leaves out one half{_doubt(results)}"]
+    notes = ["P(row above column), mean over problems"]
+    notes.append(f"bold: the 95 % interval leaves out one half, and\nboth have at least {FEW} seeds on each problem")
     if any(count < most for _, _, count in found.values()):
         notes.append("*: on fewer problems than other pairs")
-    axis.set_xlabel("\n".join(notes), fontsize=7)
+    axis.set_xlabel("\n".join(notes), fontsize=drawing.SMALL)
     return figure
 
 
 def _frontier(results: Results) -> Figure:
-    """Reward against KL: a faint point a run, a big one the mean of an agent at a β, the frontier as a line."""
+    """Reward against KL: a faint point a run, a big one the mean of an agent at a β with intervals, the frontier."""
     environments = list(dict.fromkeys(setting.problem.env for setting in results.settings))
     figure, axes = drawing.panels(len(environments), height=2.9)
     for axis, env in zip(axes, environments):
@@ -217,6 +240,11 @@ def _frontier(results: Results) -> Figure:
             axis.plot(*runs.T, look["marker"], color=look["color"], markersize=2, alpha=0.4, linewidth=0, zorder=2)
             means = np.array([group.mean(axis=0) for group in groups])
             axis.plot(*means[np.argsort(means[:, 0])].T, **look, zorder=3)
+            for group, (kl, reward) in zip(groups, means, strict=True):
+                if len(group) > 1:
+                    (left, below), (right, above) = mean_band(group)
+                    drawing.bars(axis, [kl], [below], [above], index)
+                    drawing.bars(axis, [reward], [left], [right], index, upright=False)
             reach = max(reach, float(runs[:, 0].max()))
         _frontier_line(axis, settings, reach * 1.1)
         drawing.plain_axis(axis.xaxis, "KL(π‖π_ref), nats a text")
@@ -225,7 +253,8 @@ def _frontier(results: Results) -> Figure:
         axis.set_title(f"{env}, β = {betas}")
     exact = {setting.problem.exact for setting in results.settings if setting.problem.frontier}
     extra = [Line2D([], [], color="black", label=name, **_FRONTIERS[kind]) for kind, name in _KINDS if kind in exact]
-    drawing.legend(figure, results.agents, results.agents, extra)
+    words = f"small: runs; large: mean over seeds; bars: its 95 % bootstrap intervals{_doubt(results)}"
+    drawing.legend(figure, results.agents, results.agents, extra, words)
     return figure
 
 

@@ -14,6 +14,7 @@ from lm_gym import exact
 from lm_gym.agents.best_of_n import BestOfN
 from lm_gym.compare.problems import Place, win_rate
 from lm_gym.compare.settings import EVALUATION_SEED, Job
+from lm_gym.evaluation import Drawn
 from lm_gym.held_out import spread
 
 LEAST_CURVE_TEXTS = 16
@@ -21,13 +22,14 @@ LEAST_CURVE_TEXTS = 16
 
 @dataclass(frozen=True)
 class Measured:
-    """What a policy is worth; see :class:`lm_gym.compare.rows.Row`."""
+    """What a policy is worth; see :class:`lm_gym.compare.rows.Row`. ``sem``: of J − J_ref; None where it is exact."""
 
     reward: float
     kl: float
     length: float
     distinct_2: float
     win_rate: float | None
+    sem: float | None = None
 
 
 def measure(job: Job, place: Place, agent: Any) -> Measured:
@@ -40,7 +42,7 @@ def measure(job: Job, place: Place, agent: Any) -> Measured:
     if place.language is None:
         rate = None if job.reference is None else win_rate(drawn.prompts, drawn.scores, job.reference)
         reward, kl = drawn.metrics["objective/scores"], max(0.0, drawn.metrics["objective/kl"])  # -1e-8 is rounding
-        return Measured(reward, kl, length, distinct, rate)
+        return Measured(reward, kl, length, distinct, rate, beside_reference(job, drawn)[1])
     found = _exactly(place.language, agent)
     return Measured(found.reward, found.kl, length if found.length is None else found.length, distinct, found.rate)
 
@@ -69,13 +71,30 @@ def exact_win_rate(ours: list[np.ndarray], reference: list[np.ndarray]) -> float
     return float(np.mean([p @ (np.cumsum(q) - 0.5 * q) for p, q in zip(ours, reference, strict=True)]))
 
 
-def worth(job: Job, place: Place, agent: Any) -> float:
-    """J in the middle of a run: exact, or on as many texts as do not cost more than the training between two points."""
+def worth(job: Job, place: Place, agent: Any) -> tuple[float, float | None]:
+    """J in the middle of a run, and its standard error (None: it is exact).
+
+    Of a language that is not exact it is measured on as many texts as do not cost more than the training between two
+    points, of prompts that the end is measured on too.
+    """
     if place.language is not None:
-        return float(exact.evaluate(place.language, agent).objective)
+        return float(exact.evaluate(place.language, agent).objective), None
     affordable = job.total_tokens // (job.points * agent.mdp.max_new_tokens)
     texts = min(job.eval_texts, max(LEAST_CURVE_TEXTS, affordable))
-    return float(agent.evaluate_on(spread(place.prompts, texts), EVALUATION_SEED + job.seed).metrics["objective/j"])
+    prompts = spread(spread(place.prompts, job.eval_texts), texts)
+    return beside_reference(job, agent.evaluate_on(prompts, EVALUATION_SEED + job.seed))
+
+
+def beside_reference(job: Job, drawn: Drawn) -> tuple[float, float]:
+    """J and its standard error, from some texts by what they are better than the reference's on the same prompts.
+
+    J_ref + mean of R(y) − β·KL(y) − R̄_ref(x): some prompts are easier than others, and a few of them, taken as they
+    are, would begin a curve beside J_ref. Without the reference's scores it is the plain mean.
+    """
+    each = np.array(drawn.scores) - job.kl_coef * np.array(drawn.kls)
+    if job.reference is not None and job.j_ref is not None:
+        each = job.j_ref + each - np.array([np.mean(job.reference[p.text]) for p in drawn.prompts])
+    return float(each.mean()), float(each.std(ddof=1) / np.sqrt(len(each)))
 
 
 class Meter:

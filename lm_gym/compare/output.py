@@ -15,14 +15,12 @@ def check(out: Path) -> None:
     """Refuses what :func:`write` would fail on, before hours of runs, and makes the folder.
 
     Raises:
-        ValueError: another suffix than .pdf or .svg. ImportError: no matplotlib. OSError: the folder cannot be made.
+        ValueError: another suffix than .pdf, .svg or .png. ImportError: no matplotlib. OSError: no folder can be made.
     """
     from lm_gym.compare.figures import SUFFIXES
 
     if out.suffix not in SUFFIXES:
-        raise ValueError(
-            f"--out: expected a name that ends in {' or '.join(SUFFIXES)} (vector figures), got {out.name!r}"
-        )
+        raise ValueError(f"--out: expected a name that ends in .pdf, .svg (vector figures) or .png, got {out.name!r}")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 
@@ -31,8 +29,8 @@ def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
 
     For ``fig.pdf``: ``fig.csv`` (a line a run), ``fig-summary.csv`` (a line an agent and problem, with intervals),
     ``fig-curves.csv``, ``fig-improvement.csv``, ``fig.md`` (the text returned), and the figures ``fig-score.pdf``,
-    ``fig-curves.pdf``, ``fig-profiles.pdf``, ``fig-improvement.pdf``, ``fig-frontier.pdf``; ``.svg`` likewise. The same
-    rows give the same bytes. docs/compare.md says what is in each.
+    ``fig-curves.pdf``, ``fig-profiles.pdf``, ``fig-improvement.pdf``, ``fig-frontier.pdf``; ``.svg`` and
+    ``.png`` likewise. The same rows give the same bytes. docs/compare.md says what is in each.
 
     Args:
         rows: of all agents, each run once. problems: what they are measured against. out: names the files; there is no

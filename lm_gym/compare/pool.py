@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, get_all_start_methods, get_context, parent_process
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +23,7 @@ class Outcome(Generic[Job]):
 
     Attributes:
         diverged: the error is a number that blew up, which it would do again. warnings: said in the process, each once.
+        seconds: that it took.
     """
 
     job: Job
@@ -29,6 +31,23 @@ class Outcome(Generic[Job]):
     error: str | None = None
     diverged: bool = False
     warnings: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+def warm_up() -> Any:
+    """Start the server that children are forked from, which imports while the caller does other things.
+
+    Returns:
+        The context that makes children; where the system has no such server, one that starts each anew.
+    """
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    from multiprocessing import forkserver
+
+    context = get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOAD))
+    forkserver.ensure_running()
+    return context
 
 
 def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], processes: int) -> Iterator[Outcome[Job]]:
@@ -36,11 +55,11 @@ def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], processes: int)
 
     Where this is left early (Ctrl-C), the processes that still run are stopped.
     """
-    context: Any = get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
-    if context.get_start_method() == "forkserver":
-        context.set_forkserver_preload(list(PRELOAD))
+    if not jobs:
+        return
+    context = warm_up()
     waiting = list(reversed(jobs))
-    running: dict[Any, tuple[Any, Job]] = {}
+    running: dict[Any, tuple[Any, Job, float]] = {}
     try:
         while waiting or running:
             while waiting and len(running) < processes:
@@ -49,14 +68,14 @@ def run_all(function: Callable[[Job], Any], jobs: Sequence[Job], processes: int)
                 process = context.Process(target=_work, args=(function, job, theirs), daemon=True)
                 process.start()
                 theirs.close()
-                running[mine] = (process, job)
+                running[mine] = (process, job, time.monotonic())
             for pipe in connection.wait(list(running)):
-                process, job = running.pop(pipe)
-                yield _outcome(process, job, pipe)
+                process, job, since = running.pop(pipe)
+                yield replace(_outcome(process, job, pipe), seconds=time.monotonic() - since)
     finally:
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.terminate()
-        for process, _ in running.values():
+        for process, *_ in running.values():
             process.join()
 
 

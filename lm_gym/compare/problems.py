@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 from lm_gym.compare.rows import Problem
 from lm_gym.compare.settings import REFERENCE_SEED
@@ -22,7 +23,9 @@ TEXTS_A_PROMPT = 64
 """Of the reference: what its E[R], best-of-n's and win rates are estimated from."""
 BEST_OF = (1, 2, 4, 8, 16, 32, 64)
 FRONTIER_POINTS = 61
-DECODED_AT_ONCE = 256
+DECODED_AT_ONCE = 128
+PROMPTS_A_JOB = 16
+"""Of the reference's texts, so that all processes have some to draw; the texts are the same however they are split."""
 
 
 @dataclass(frozen=True)
@@ -130,28 +133,64 @@ class Found:
 
 @dataclass(frozen=True)
 class ProblemJob:
-    """One environment for a process of its own."""
+    """What is to be known of the reference of one environment, or a part of it, for a process of its own.
+
+    Attributes:
+        kl_coefs: the problems. prompts: of a sampled environment, how many of those that are evaluated on are passed
+            over, and how many the job has; (0, 0) of an exact one.
+    """
 
     env: str
     kl_coefs: tuple[float, ...]
     eval_texts: int
+    prompts: tuple[int, int] = (0, 0)
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """What takes equally long."""
+        return "the reference", self.env
 
     def __str__(self) -> str:
-        return f"the reference on {self.env}"
+        first, count = self.prompts
+        return f"the reference on {self.env}" + (f", prompts {first + 1} to {first + count}" if count else "")
 
 
-def make_problems(job: ProblemJob) -> Found:
-    """J of the reference, J*, and the frontier: exact where the language is, else best-of-n's."""
+def problem_jobs(env_id: str, kl_coefs: tuple[float, ...], eval_texts: int) -> list[ProblemJob]:
+    """All that is to be known of one environment's reference: texts of a few prompts each, or an exact language."""
+    here = place(env_id, kl_coefs[0], tuning=False)
+    if here.language is not None:
+        return [ProblemJob(env_id, kl_coefs, eval_texts)]
+    count = len(_measured_on(here, eval_texts))
+    parts = [(first, min(PROMPTS_A_JOB, count - first)) for first in range(0, count, PROMPTS_A_JOB)]
+    return [ProblemJob(env_id, kl_coefs, eval_texts, part) for part in parts]
+
+
+def measure_reference(job: ProblemJob) -> list[Problem] | dict[str, np.ndarray]:
+    """The problems of an exact language; else prompt -> (64,) scores of texts of the reference."""
     here = place(job.env, job.kl_coefs[0], tuning=False)
     if here.language is not None:
-        return Found([_exact(job.env, here.language, beta) for beta in job.kl_coefs], None)
-    chosen = list({p.text: p for p in spread(here.prompts, job.eval_texts)}.values())
-    scores = reference_scores(here.env.unwrapped.mdp, chosen)
+        return [_exact(job.env, here.language, beta) for beta in job.kl_coefs]
+    first, count = job.prompts
+    chosen = _measured_on(here, job.eval_texts)[first : first + count]
+    scores = reference_scores(here.env.unwrapped.mdp, chosen, passed_over=first)
+    return {p.text: row for p, row in zip(chosen, scores, strict=True)}
+
+
+def put_together(jobs: Sequence[ProblemJob], results: Sequence[list[Problem] | dict[str, np.ndarray]]) -> Found:
+    """What all jobs of one environment found: J of the reference, J*, and the frontier (sampled: best-of-n's)."""
+    parts = [found for found in results if isinstance(found, dict)]
+    if not parts:
+        return Found([problem for found in results if isinstance(found, list) for problem in found], None)
+    by_prompt = {text: row for part in parts for text, row in part.items()}
+    scores = np.array(list(by_prompt.values()))
     frontier = tuple((bound(n), best_of_n_reward(scores, n)) for n in BEST_OF)
-    mean = float(scores.mean())
-    problems = [Problem(job.env, beta, mean, None, frontier, False) for beta in job.kl_coefs]
-    rounded = np.round(scores, 6).tolist()
-    return Found(problems, {p.text: tuple(row) for p, row in zip(chosen, rounded, strict=True)})
+    problems = [Problem(jobs[0].env, beta, float(scores.mean()), None, frontier, False) for beta in jobs[0].kl_coefs]
+    return Found(problems, {text: tuple(np.round(row, 6).tolist()) for text, row in by_prompt.items()})
+
+
+def _measured_on(here: Place, eval_texts: int) -> list[Prompt]:
+    """The different prompts among those that a policy is measured on."""
+    return list({p.text: p for p in spread(here.prompts, eval_texts)}.values())
 
 
 def _exact(env_id: str, language: Any, beta: float) -> Problem:
@@ -167,11 +206,17 @@ def _exact(env_id: str, language: Any, beta: float) -> Problem:
     return Problem(env_id, beta, reference.objective, exact.optimum(language, beta), tuple(sorted(points)), True)
 
 
-def reference_scores(mdp: AlignmentMDP, prompts: Sequence[Prompt]) -> np.ndarray:
-    """(P, 64) scores of texts of the reference, over its whole vocabulary."""
+def reference_scores(mdp: AlignmentMDP, prompts: Sequence[Prompt], *, passed_over: int = 0) -> np.ndarray:
+    """(P, 64) scores of texts of the reference, over its whole vocabulary.
+
+    Args:
+        passed_over: prompts that stand before these and are somebody else's, whose draws are left out.
+    """
     asked = [p for p in prompts for _ in range(TEXTS_A_PROMPT)]
     params = replace(mdp.generation_params, top_k=None, rows=DECODED_AT_ONCE)
-    drawn = Engine(mdp.reference, seed=REFERENCE_SEED).generate([p.token_ids for p in asked], params)
+    engine = Engine(mdp.reference, seed=REFERENCE_SEED)
+    torch.rand(passed_over * TEXTS_A_PROMPT * params.max_new_tokens, generator=engine.generator)
+    drawn = engine.generate([p.token_ids for p in asked], params)
     scores, *_ = mdp.judge(asked, [c.tokens for c in drawn], [c.finish_reason for c in drawn])
     return np.asarray(scores.reshape(len(prompts), TEXTS_A_PROMPT))
 

@@ -16,6 +16,9 @@ Key = tuple[str, float]
 FEW = 5
 """With fewer seeds a percentile interval holds the truth much less often than it says (docs/compare.md)."""
 
+UNEQUAL = 0.05
+"""Tokens may differ by so much of them before a comparison says so."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -103,6 +106,11 @@ class Results:
     def few_seeds(self) -> bool:
         """Whether an interval rests on so few seeds that it means little."""
         return any(len(group) < FEW for group in self.runs.values())
+
+    def seeds(self, x: str, y: str) -> int:
+        """The fewest runs that either of two agents has on a problem that both ran on; 0 where there is none."""
+        shared = [setting.key for setting in self.settings if all((a, setting.key) in self.runs for a in (x, y))]
+        return min((len(self.runs[agent, key]) for agent in (x, y) for key in shared), default=0)
 
     def complete(self) -> tuple[str, ...]:
         """The agents that ran on every scored problem: nothing is imputed for the others."""
@@ -229,6 +237,10 @@ def _setting_notes(results: Results, setting: Setting) -> list[str]:
     above = {agent for agent, group in here.items() if any((run.regret or 0.0) < -1e-6 for run in group)}
     if above:
         notes.append(f"J above J* for {_names(results, above)}: reward and KL are estimates, or of another problem")
+    tokens = sorted((run.row.tokens, agent) for agent, group in here.items() for run in group if run.row.tokens)
+    if tokens and tokens[-1][0] > (1 + UNEQUAL) * tokens[0][0]:
+        (least, fewer), (most, more) = tokens[0], tokens[-1]
+        notes.append(f"the runs had unequal data, from {least:,} tokens ({fewer}) to {most:,} ({more})")
     for name, what in _OPTIONAL.items():
         known = {agent: [getattr(run.row, name) is not None for run in group] for agent, group in here.items()}
         partly = {agent for agent, has in known.items() if any(has) and not all(has)}

@@ -27,6 +27,7 @@ class Row:
         length: mean tokens a text. distinct_2: share of different bigrams. win_rate: P(R > R of a reference text of the
             same prompt), ties one half. None: not measured.
         curve: (tokens, J) at points of the training, from (0, J at the start) to the end; None: not measured.
+        curve_sem: the standard error of J − J_ref at each of these points; None: exact, or not known.
         prompts: drawn in training, counted each time, and once for all texts of a group. reward_calls: texts judged in
             training.
         offline_pairs: given or offline preference pairs, demonstrations or labelled texts that it trained on.
@@ -46,6 +47,7 @@ class Row:
     distinct_2: float | None = None
     win_rate: float | None = None
     curve: tuple[tuple[int, float], ...] | None = None
+    curve_sem: tuple[float, ...] | None = None
     prompts: int | None = None
     reward_calls: int | None = None
     offline_pairs: int | None = None
@@ -148,6 +150,11 @@ def row_from(record: object, where: str, source: str = "lm-gym") -> Row:
     row = Row(**{"source": source, **values})
     if row.curve is not None and row.curve[-1][0] > row.tokens:
         raise ValueError(f"{where}: 'curve' goes on to {row.curve[-1][0]} tokens, but the run has {row.tokens}")
+    if row.curve_sem is not None and len(row.curve_sem) != len(row.curve or ()):
+        raise ValueError(
+            f"{where}: expected a number in 'curve_sem' for each of the {len(row.curve or ())} points of 'curve', got "
+            f"{len(row.curve_sem)}"
+        )
     return row
 
 
@@ -181,6 +188,8 @@ def _value(key: str, value: object, where: str) -> Any:
         raise ValueError(f"{where}: expected an object of the agent's options for 'config', got {_shown(value)}")
     if key == "curve":
         return _curve(value, where)
+    if key == "curve_sem":
+        return _errors(value, where)
     if key in _COUNTS:
         return _count(value, key, where)
     number = _number(value, key, where)
@@ -206,6 +215,15 @@ def _curve(value: object, where: str) -> tuple[tuple[int, float], ...]:
             f"got {_shown(tokens)}"
         )
     return tuple(points)
+
+
+def _errors(value: object, where: str) -> tuple[float, ...]:
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{where}: expected a list of numbers for 'curve_sem' (or null), got {_shown(value)}")
+    numbers = tuple(_number(number, "curve_sem", where) for number in value)
+    if any(number < 0 for number in numbers):
+        raise ValueError(f"{where}: expected standard errors of 0 or more for 'curve_sem', got {_shown(value)}")
+    return numbers
 
 
 def _number(value: object, key: str, where: str) -> float:

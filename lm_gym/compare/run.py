@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from lm_gym.compare.ledger import Ledger
 from lm_gym.compare.pool import Outcome, run_all
-from lm_gym.compare.problems import Found, ProblemJob, make_problems
+from lm_gym.compare.problems import ProblemJob, measure_reference, problem_jobs, put_together
 from lm_gym.compare.rows import Problem, Row
 from lm_gym.compare.settings import TUNING_SEED, Job, Settings
 from lm_gym.compare.training import Trained, train
@@ -55,6 +56,7 @@ class _Comparison:
     def __init__(self, settings: Settings, ledger: Ledger, say: Say) -> None:
         self.settings, self.ledger, self.say = settings, ledger, say
         self.result = Compared(revisions=ledger.revisions)
+        self.took: dict[Any, list[float]] = {}
 
     def run(self) -> Compared:
         self._problems()
@@ -85,17 +87,28 @@ class _Comparison:
         return trials(agent, self.settings.agents[agent], fixed, self.settings.tune_trials)
 
     def _problems(self) -> None:
-        jobs = []
+        waiting: dict[str, list[ProblemJob]] = {}
         for env, betas in self.settings.problems.items():
             missing = tuple(beta for beta in betas if (env, beta) not in self.ledger.problems)
-            if missing:
-                jobs.append(ProblemJob(env, missing, self.settings.eval_texts))
-        for outcome in self._outcomes(make_problems, jobs, "problem"):
-            found: Found = outcome.value
-            if found.reference is not None and outcome.job.env not in self.ledger.reference:
-                self.ledger.add_reference(outcome.job.env, found.reference)
-            for problem in found.problems:
+            sampled = [p for (name, _), p in self.ledger.problems.items() if name == env and not p.exact]
+            if sampled:  # the reference's texts have no β
+                for beta in missing:
+                    self.ledger.add_problem(replace(sampled[0], kl_coef=beta))
+            elif missing:
+                waiting[env] = problem_jobs(env, missing, self.settings.eval_texts)
+        found: dict[ProblemJob, Any] = {}
+        jobs = sorted((job for jobs in waiting.values() for job in jobs), key=lambda job: job.prompts[1] == 0)
+        for outcome in self._outcomes(measure_reference, jobs, "reference"):
+            env = outcome.job.env
+            found[outcome.job] = outcome.value
+            if any(job not in found for job in waiting[env]):
+                continue
+            known = put_together(waiting[env], [found[job] for job in waiting[env]])
+            if known.reference is not None and env not in self.ledger.reference:
+                self.ledger.add_reference(env, known.reference)
+            for problem in known.problems:
                 self.ledger.add_problem(problem)
+        self.took.clear()  # which says nothing of how long a run takes
 
     def _trials(self, groups: Sequence[Any], space: Mapping[str, Any]) -> None:
         jobs = [
@@ -104,7 +117,8 @@ class _Comparison:
             for trial, (config, factor) in enumerate(space[group[0]])
             if trial not in self.ledger.trials.get(group, {})
         ]
-        for outcome in self._outcomes(train, jobs, "trial", finished=self._diverged):
+        later = [group for group in groups for _ in range(self._seeds_left(group))]
+        for outcome in self._outcomes(train, self._in_order(jobs), "trial", self._diverged, later):
             trained: Trained = outcome.value
             self.ledger.add_trial(outcome.job, trained.config, trained.row.j)
         for group in groups:
@@ -135,10 +149,20 @@ class _Comparison:
                 continue
             for seed in range(self.settings.seeds):
                 if (*group, seed) not in self.ledger.rows:
-                    reference = self.ledger.reference.get(group[1])
-                    jobs.append(self._job(group, seed, config, reference=reference))
-        for outcome in self._outcomes(train, jobs, "run"):
+                    reference, j_ref = self.ledger.reference.get(group[1]), self.ledger.problems[group[1:]].j_ref
+                    jobs.append(replace(self._job(group, seed, config), reference=reference, j_ref=j_ref))
+        for outcome in self._outcomes(train, self._in_order(jobs), "run"):
             self.ledger.add_row(outcome.value.row)
+
+    def _seeds_left(self, group: Any) -> int:
+        return sum((*group, seed) not in self.ledger.rows for seed in range(self.settings.seeds))
+
+    def _in_order(self, jobs: Sequence[Job]) -> list[Job]:
+        """Every agent's first seed before the second ones, and those that take longest first.
+
+        So how long the rest will take is soon known, and no process is left alone with a long run at the end.
+        """
+        return sorted(jobs, key=lambda job: (job.seed, self.ledger.problems[job.env, job.kl_coef].exact))
 
     def _job(
         self,
@@ -148,7 +172,6 @@ class _Comparison:
         *,
         trial: int | None = None,
         factor: float = 1.0,
-        reference: Mapping[str, tuple[float, ...]] | None = None,
     ) -> Job:
         agent, env, kl_coef = group
         s = self.settings
@@ -164,7 +187,6 @@ class _Comparison:
             config=config,
             trial=trial,
             step_factor=factor,
-            reference=reference,
         )
 
     def _outcomes(
@@ -173,25 +195,40 @@ class _Comparison:
         jobs: Sequence[Any],
         what: str,
         finished: Callable[[Outcome[Any]], bool] = lambda outcome: False,
+        later: Sequence[Any] = (),
     ) -> Iterator[Outcome[Any]]:
         """Run jobs; what failed is written down and said, the others come back one by one.
 
         Args:
             finished: whether a failure is a result in itself, and was written down as one.
+            later: groups of the jobs that will follow these, for the time that is left.
         """
+        left = [*(job.group for job in jobs), *later]
         for number, outcome in enumerate(run_all(function, jobs, self.settings.processes), 1):
+            left.remove(outcome.job.group)
+            self.took.setdefault(outcome.job.group, []).append(outcome.seconds)
             at = f"{what} {number} of {len(jobs)}: {outcome.job}"
+            time_left = self._time_left(left, " for the reference" if function is measure_reference else "")
             for message in outcome.warnings:
                 if message not in self.result.warnings:
                     self.result.warnings[message] = str(outcome.job)
             if outcome.error is None:
                 yield outcome
                 worth = f", J {outcome.value.row.j:.4f}" if isinstance(outcome.value, Trained) else ""
-                self.say(f"{at}{worth}")
+                self.say(f"{at}{worth}{time_left}")
                 continue
-            self.say(f"{at} failed: {outcome.error}")
+            self.say(f"{at} failed: {outcome.error}{time_left}")
             if finished(outcome):
                 self.result.diverged.append(f"{outcome.job}: {outcome.error}")
             else:
                 self.ledger.add_failure(str(outcome.job), outcome.error)
                 self.result.failures.append(f"{outcome.job}: {outcome.error}")
+
+    def _time_left(self, left: Sequence[Any], of: str) -> str:
+        """In words: what these groups of jobs took so far; those of which none has ended, as the others did."""
+        known = {group: mean(seconds) for group, seconds in self.took.items()}
+        seconds = sum(known.get(group, mean(known.values())) for group in left) / self.settings.processes
+        if not left:
+            return ""
+        about = f"{seconds / 60:.0f} min" if seconds >= 100 else f"{max(seconds, 1):.0f} s"
+        return f" (about {about} left{of})"

@@ -64,6 +64,7 @@ class Job:
         agent: its name. kind: its class. env, kl_coef, seed, total_tokens: of the run. config: fields of the agent.
         trial: its number among the trials of tuning; None: a final run. step_factor: times the default step size.
         reference: for each evaluation prompt the scores of the reference's texts; None: not needed, or exact.
+        j_ref: J of the reference, where curves begin; None: not known, or no curve is wanted.
     """
 
     agent: str
@@ -78,6 +79,7 @@ class Job:
     trial: int | None = None
     step_factor: float = 1.0
     reference: Mapping[str, tuple[float, ...]] | None = None
+    j_ref: float | None = None
 
     @property
     def group(self) -> tuple[str, str, float]:

@@ -86,6 +86,22 @@ def iqm_band(values: ArrayLike, level: float = 0.95, resamples: int = 1000) -> t
     return low, high
 
 
+def mean_band(values: ArrayLike, level: float = 0.95, resamples: int = 1000) -> tuple[FloatArray, FloatArray]:
+    """Percentile intervals of the mean over runs of several numbers each.
+
+    Args:
+        values: (n, G), a run a row. level, resamples: as everywhere.
+
+    Returns:
+        (G,) lower and (G,) upper ends.
+    """
+    runs = np.asarray(values, dtype=np.float64)
+    (drawn,) = stratified_resamples([np.arange(len(runs))], resamples)
+    means = runs[drawn.astype(int)].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high
+
+
 def profile(scores: Sequence[ArrayLike], thresholds: ArrayLike) -> FloatArray:
     """The run-score distribution P(score > τ), the mean over problems of the share of runs above τ (§4.2).
 

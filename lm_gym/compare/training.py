@@ -12,6 +12,8 @@ from lm_gym.compare.problems import Place, place
 from lm_gym.compare.rows import Row
 from lm_gym.compare.settings import DEMONSTRATION_SEED, Job
 
+Point = tuple[int, float, float | None]
+"""Of a curve: tokens, J, and its standard error; None: J is exact."""
 TEXTS_AN_EXAMPLE = {"dpo": 2, "kto": 1, "sft": 1}
 """Agents that learn from examples which were not written by the policy, by the texts of an example."""
 
@@ -44,7 +46,8 @@ def train(job: Job) -> Trained:
     found = measure(job, here, agent)
     tokens = agent.tokens + (0 if data is None else data.tokens)
     if curve:
-        curve.append((tokens, found.reward - job.kl_coef * found.kl))
+        curve.append((tokens, found.reward - job.kl_coef * found.kl, found.sem))
+    sems = [sem for *_, sem in curve if sem is not None]
     row = Row(
         agent=job.agent,
         env=job.env,
@@ -56,7 +59,8 @@ def train(job: Job) -> Trained:
         length=found.length,
         distinct_2=found.distinct_2,
         win_rate=found.win_rate,
-        curve=tuple(curve) or None,
+        curve=tuple((at, j) for at, j, _ in curve) or None,
+        curve_sem=tuple(sems) or None,
         prompts=meter.prompts,
         reward_calls=meter.judged,
         offline_pairs=_examples(agent),
@@ -77,26 +81,61 @@ def _demonstrations(job: Job, here: Place, meter: Meter) -> Demonstrations:
     return found
 
 
-def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter: Meter) -> list[tuple[int, float]]:
-    """Train; (tokens, J) at the start and at equal distances, the end left out."""
+def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter: Meter) -> list[Point]:
+    """Train; (tokens, J, its error) at the start and at equal distances, the end left out. Trials have no curve."""
     spent, tokens = 0, job.total_tokens
-    curve = [(0, worth(job, here, agent))]
+    curve = [] if job.trial is not None else [(0, *_start(job, here, agent))]
     if data is not None and data.tokens:
         spent, tokens = data.tokens, max(1, job.total_tokens - data.tokens)
-        curve.append((spent, curve[0][1]))
+        curve += [(spent, j, sem) for _, j, sem in curve]
+    last = LastUpdate(agent, tokens)
     marks = [tokens * k / job.points for k in range(1, job.points)]
     if isinstance(agent, SFT):
         meter.leave_out(agent, "collect")  # which it measures itself with, and learns nothing from
 
-    def after_update(trained: Any, metrics: Any) -> None:
-        if marks and trained.tokens >= marks[0] and trained.progress < 1.0:
+    def after_update(trained: Any, metrics: Any) -> bool:
+        goes_on = last.follows()
+        if goes_on and curve and marks and trained.tokens >= marks[0]:
             del marks[: sum(mark <= trained.tokens for mark in marks)]
             with meter.count(False):
-                curve.append((spent + trained.tokens, worth(job, here, trained)))
+                curve.append((spent + trained.tokens, *worth(job, here, trained)))
+        return goes_on
 
     with meter.count(True):
         agent.learn(tokens, callback=after_update)
     return curve
+
+
+def _start(job: Job, here: Place, agent: Any) -> tuple[float, float | None]:
+    """J before training: of the reference, where the policy starts as it, which is known from far more texts."""
+    if job.j_ref is None or not agent.mdp.shares_model:
+        return worth(job, here, agent)
+    return job.j_ref, None if here.language is not None else 0.0
+
+
+class LastUpdate:
+    """Ends a run as near to its tokens as whole texts allow: the last update has as many texts as are left.
+
+    ``learn`` ends with the update that passes its tokens, which gives an agent with large updates up to a third more
+    data than another one. Here the batch of that update is made smaller instead (a multiple of a group's texts, by the
+    tokens that the texts of the update before had). Less than a group is not trained on, and what a first update has
+    beyond the tokens stays.
+    """
+
+    def __init__(self, agent: Any, tokens: int) -> None:
+        self.agent, self.tokens, self.whole, self.shortened = agent, tokens, agent.config.batch_size, False
+
+    def follows(self) -> bool:
+        """Whether there is another update; after the one before it."""
+        left, c = self.tokens - self.agent.tokens, self.agent.config
+        if left <= 0 or self.shortened:
+            return False
+        named = (getattr(c, name, None) for name in ("group_size", "texts_per_prompt"))
+        multiple = max(2, *(n or 1 for n in named))  # two: a pair, and the least that has a baseline or a spread
+        texts = round(left * self.whole / self.agent.last.tokens / multiple) * multiple
+        if 0 < texts < self.whole:
+            c.batch_size, self.shortened = texts, True
+        return texts > 0
 
 
 def _examples(agent: Any) -> int:

@@ -1,5 +1,6 @@
 """A whole comparison: processes, what is kept, what is refused, and the command line."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lm_gym.compare.ledger import Ledger
 from lm_gym.compare.pool import Outcome, run_all
 from lm_gym.compare.rows import Problem, Row
 from lm_gym.compare.settings import Job, Settings
+from lm_gym.compare.training import Trained
 
 pytest.importorskip("matplotlib")
 WORKED = "LMAlignExact-v0"
@@ -127,7 +129,8 @@ def test_tuned_then_run_with_fresh_seeds(tmp_path: Path, capsys: pytest.CaptureF
     call += ["--set", "grpo.group_size=4", "--results", str(tmp_path), "--out", str(tmp_path / "fig.svg")]
     assert main(call) == 0
     trials, rows = lines(tmp_path / "trials.jsonl"), lines(tmp_path / "rows.jsonl")
-    assert [t["seed"] for t in trials] == [10_000, 10_001, 10_002] * 4 and {r["seed"] for r in rows} == {0, 1}
+    assert [t["seed"] for t in trials] == [s for s in (10_000, 10_001, 10_002) for _ in range(4)]
+    assert [r["seed"] for r in rows] == [0] * 4 + [1] * 4
     assert len(rows) == 8 and {t["kl_coef"] for t in trials} == {0.5, 1.0}
     for row in rows:
         of = [t for t in trials if (t["agent"], t["kl_coef"]) == (row["agent"], row["kl_coef"])]
@@ -158,6 +161,37 @@ def test_a_run_that_breaks_off_is_said_kept_and_tried_again(tmp_path: Path, caps
         assert "runs that broke off, 1:" in said.err and "kl_coef expected above 0" in said.err and "| rloo" in said.out
         assert len(lines(tmp_path / "failures.jsonl")) == calls
     assert main([*call, "--tune-trials", "0", "--agents", "rloo"]) == 0
+
+
+@pytest.mark.usefixtures("fast")
+def test_another_coefficient_needs_no_texts_of_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {"agents": {"reference": load_agent("reference")}, "seeds": 1, "eval_texts": 2}
+    first = run.compare(settings(problems={"LMAlign-v0": (0.05,)}, **asked), tmp_path, lambda line: None)
+    monkeypatch.setattr(run, "measure_reference", None)
+    both = run.compare(settings(problems={"LMAlign-v0": (0.05, 0.2)}, **asked), tmp_path, lambda line: None)
+    [known, new] = both.problems
+    assert known == first.problems[0] and new == dataclasses.replace(known, kl_coef=0.2) and len(both.rows) == 2
+
+
+def test_the_time_that_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 runs of 30 and 90 s on two processes: first as if all took as long as the first, then as each agent did."""
+    row = {"ppo": Row("ppo", WORKED, 0.5, 0, 300, 1.0, 0.25), "rloo": Row("rloo", WORKED, 0.5, 0, 300, 1.0, 0.25)}
+
+    def run_all(function: Any, jobs: Sequence[Any], processes: int) -> Iterator[Outcome[Any]]:
+        for each in jobs:
+            if isinstance(each, Job):
+                done = Trained(dataclasses.replace(row[each.agent], seed=each.seed), {})
+                yield Outcome(each, done, seconds={"ppo": 30.0, "rloo": 90.0}[each.agent])
+            else:
+                yield Outcome(each, function(each), seconds=4.0)
+
+    monkeypatch.setattr(run, "run_all", run_all)
+    said: list[str] = []
+    agents = {name: load_agent(name) for name in ("ppo", "rloo")}
+    run.compare(settings(agents=agents, seeds=2), tmp_path, said.append)
+    left = [line.partition("(")[2] for line in said]
+    assert left == ["", "about 45 s left)", "about 60 s left)", "about 45 s left)", ""]
+    assert [line.partition(":")[0] for line in said[1:]] == [f"run {n} of 4" for n in (1, 2, 3, 4)]
 
 
 @pytest.mark.usefixtures("fast")
@@ -205,7 +239,7 @@ def test_a_trial_that_diverges_has_ended(tmp_path: Path, monkeypatch: pytest.Mon
         (["--set", "grpo.epochs=2"], "'grpo' is not among --agents"),
         (["--set", "epochs=2"], "agent.field=value"),
         (["--set", "ppo.seed=2"], "no field 'seed'"),
-        (["--out", "fig.png"], "--out"),
+        (["--out", "fig.eps"], "--out"),
         (["--import", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--processes", "0"], "processes expected at least 1"),
     ],

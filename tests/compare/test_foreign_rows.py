@@ -22,6 +22,7 @@ ROW = Row(
     distinct_2=0.4,
     win_rate=0.75,
     curve=((0, 0.1), (4096, 0.3), (8192, 0.47)),
+    curve_sem=(0.0, 0.05, 0.01),
     prompts=512,
     reward_calls=512,
     cpu_seconds=16.4,
@@ -88,6 +89,9 @@ def test_a_row_that_does_not_say_whose_it_is_gets_the_name_of_its_file(tmp_path:
         ({"curve": [[0, 0.1, 3]]}, r"expected a pair \[tokens, J\]"),
         ({"curve": [[10, 0.1], [20, 0.2]]}, r"grow from 0 .*got \[10, 20\]"),
         ({"curve": [[0, 0.1], [20, 0.2], [20, 0.3]]}, "grow from 0"),
+        ({"curve_sem": [0.1]}, "a number in 'curve_sem' for each of the 3 points of 'curve', got 1"),
+        ({"curve_sem": [0, 0.1, -0.1]}, "standard errors of 0 or more for 'curve_sem'"),
+        ({"curve_sem": 0.1}, "a list of numbers for 'curve_sem'"),
         ({"curve": [[0, 0.1], [9000, 0.2]]}, "goes on to 9000 tokens, but the run has 8192"),
     ],
 )

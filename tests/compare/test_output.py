@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -176,6 +177,15 @@ def test_csv_holds_the_numbers_of_the_rows() -> None:
     assert tuple(first) == by_key[points[0]["agent"], points[0]["env"], int(points[0]["seed"])].curve
 
 
+def test_a_cell_that_a_spreadsheet_would_compute_is_a_text() -> None:
+    names = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@sum", "\t=1", "\r=1", "-1.5", "+.5e3", "plain=1"]
+    rows = [row(name, EXACT, seed, -1.5) for name in names for seed in (0, 1)]
+    for text in (tables.runs_csv(gather(rows, [EXACT])), tables.summary_csv(gather(rows, [EXACT]))):
+        found = dict.fromkeys(cells["agent"] for cells in parsed(text) if cells["env"] == EXACT.env)
+        assert sorted(found) == sorted(["'=HYPERLINK(1)", "'+1+cmd", "'-2+3", "'@sum", "' =1", "'␍=1", *names[6:]])
+    assert {cells["j"] for cells in parsed(tables.runs_csv(gather(rows, [EXACT])))} == {"-1.5"}  # a number stays one
+
+
 def test_the_summary_has_a_line_an_agent_and_problem_and_one_for_all() -> None:
     results = gather(many(2, 5), PROBLEMS)
     table = parsed(tables.summary_csv(results))
@@ -220,17 +230,74 @@ def test_the_files_of_a_comparison_are_the_same_for_the_same_rows(tmp_path: Path
         assert b"/FontFile2" in files[f"{name}.pdf"]  # TrueType, embedded
 
 
+def lines_of(figure: drawing.Figure, agents: Results, name: str) -> list[drawing.Line2D]:
+    """The lines in an agent's colour."""
+    colour = drawing.style(agents.agents.index(name))["color"]
+    return [line for axis in figure.axes for line in axis.get_lines() if line.get_color() == colour]
+
+
+def test_a_profile_falls_where_its_runs_are() -> None:
+    """Of runs at 1.1, 1.2 and 1.5 above J_ref: 1, 2/3, 1/3, 0, straight down at each."""
+    results = gather([row("a", OPEN, seed, 0.2 + gain) for seed, gain in enumerate((1.1, 1.5, 1.2))], PROBLEMS)
+    with drawing.styled():
+        line = lines_of(figures._profiles(results), results, "a")[0]
+    assert line.get_drawstyle() == "steps-post"
+    places, share = line.get_data()
+    assert np.asarray(places)[1:-1] == pytest.approx([1.1, 1.2, 1.5])
+    assert share == pytest.approx([1, 2 / 3, 1 / 3, 0, 0])
+
+
+@pytest.mark.parametrize(("seeds", "bold"), [(3, 0), (4, 0), (5, 2)])
+def test_nothing_is_bold_below_five_seeds(seeds: int, bold: int) -> None:
+    """Of two agents where one always wins, and the interval is [1, 1]."""
+    results = gather([row(a, OPEN, s, j + s / 100) for a, j in (("a", 1.0), ("b", 0.5)) for s in range(seeds)], [OPEN])
+    assert results.seeds("a", "b") == seeds
+    with drawing.styled():
+        figure = figures._improvement(results, tables.improvements(results))
+    assert figure is not None
+    assert [text.get_fontweight() for text in figure.axes[0].texts].count("bold") == bold
+
+
+def test_means_of_the_frontier_have_intervals() -> None:
+    """KL 1 to 5 at one J: of the mean of five draws among them with replacement, here drawn anew."""
+    results = gather([row("a", OPEN, s, 0.5, kl=1.0 + s) for s in range(5)] + [row("b", OPEN, 0, 0.5)], [OPEN])
+    with drawing.styled():
+        axis = figures._frontier(results).axes[0]
+    spans = [np.ptp(path.vertices, axis=0) for lines in axis.collections for path in lines.get_paths()]
+    (upright, across) = sorted(spans, key=lambda span: span[0])  # one of each, of the agent that has several seeds
+    assert upright[0] == 0 and across[1] == 0
+    low, high = np.quantile(np.random.default_rng(7).integers(1, 6, (20_000, 5)).mean(1), [0.025, 0.975])
+    assert across[0] == pytest.approx(high - low, abs=0.25) and upright[1] == pytest.approx(across[0] * OPEN.kl_coef)
+
+
+def test_a_single_run_is_drawn_with_the_errors_of_its_points() -> None:
+    curve: dict[str, Any] = {"curve": ((0, 0.2), (500, 0.4), (1000, 0.6)), "curve_sem": (0.0, 0.1, 0.05)}
+    results = gather([row("a", OPEN, 0, 0.6, **curve)], [OPEN])
+    with drawing.styled():
+        figure = figures._curves(results)
+    assert figure is not None
+    ends = np.concatenate([path.vertices for c in figure.axes[0].collections for path in c.get_paths()])
+    assert ends[:, 1] == pytest.approx([0.2, 0.2, 0.204, 0.596, 0.502, 0.698])
+    assert [line["j_sem"] for line in parsed(tables.curves_csv(results))] == ["0.0", "0.1", "0.05"]
+
+
+def test_unequal_data_is_said() -> None:
+    unequal = [replace(row(a, OPEN, 0, 0.5), tokens=n) for a, n in (("a", 1000), ("b", 1060), ("reference", 0))]
+    assert any("unequal data, from 1,000 tokens (a) to 1,060 (b)" in note for note in gather(unequal, [OPEN]).notes)
+    assert not any("unequal" in note for note in gather([unequal[0], unequal[2]], [OPEN]).notes)
+
+
 def test_a_figure_without_numbers_is_not_left_from_before(tmp_path: Path) -> None:
-    output.write(many(2, 1, (OPEN,)), PROBLEMS, tmp_path / "fig.svg")
-    assert (tmp_path / "fig-curves.svg").exists() and (tmp_path / "fig-improvement.svg").exists()
-    output.write([row("ppo", OPEN, 0, 0.5)], PROBLEMS, tmp_path / "fig.svg")
-    assert not (tmp_path / "fig-curves.svg").exists() and not (tmp_path / "fig-improvement.svg").exists()
-    assert (tmp_path / "fig-score.svg").exists() and (tmp_path / "fig-frontier.svg").exists()
+    output.write(many(2, 1, (OPEN,)), PROBLEMS, tmp_path / "fig.png")
+    assert (tmp_path / "fig-curves.png").exists() and (tmp_path / "fig-improvement.png").exists()
+    output.write([row("ppo", OPEN, 0, 0.5)], PROBLEMS, tmp_path / "fig.png")
+    assert not (tmp_path / "fig-curves.png").exists() and not (tmp_path / "fig-improvement.png").exists()
+    assert (tmp_path / "fig-score.png").exists() and (tmp_path / "fig-frontier.png").exists()
 
 
 def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"expected a name that ends in \.pdf or \.svg .*got 'fig\.png'"):
-        output.check(tmp_path / "fig.png")
+    with pytest.raises(ValueError, match=r"expected a name that ends in \.pdf, \.svg .* or \.png, got 'fig\.eps'"):
+        output.check(tmp_path / "fig.eps")
     assert list(tmp_path.iterdir()) == []
     output.check(tmp_path / "a" / "b" / "fig.pdf")
     assert (tmp_path / "a" / "b").is_dir(), "a folder that is not there is made"
@@ -239,7 +306,7 @@ def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path) -> Non
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
     script = "import sys; sys.modules['matplotlib'] = None; from lm_gym.compare.output import check; check('x.pdf')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "pip install 'lm-gym[report]'" in done.stderr
+    assert "pip install -e '.[report]'" in done.stderr
 
 
 def test_eighty_agents_look_different_without_colour() -> None:
@@ -281,7 +348,7 @@ def test_no_words_of_a_figure_overlap(results: Results, name: str) -> None:
                 words += [label for tick in shown for label in (tick.label1, tick.label2) if label.get_visible()]
             words += [axis.title, axis.xaxis.label, axis.yaxis.label]
         for legend in figure.legends:
-            words += legend.get_texts()
+            words += [*legend.get_texts(), legend.get_title()]
         words += [figure._supxlabel] if figure._supxlabel else []
         boxes = [(text.get_text(), text.get_window_extent()) for text in words if text.get_text()]
     assert len(boxes) > 6
