@@ -51,7 +51,7 @@ class DPOConfig(AgentConfig):
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     pairs: str | None = None
     """Preference data: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id; in Python also a list or a
-    ``Dataset``. None: pairs are drawn from the reference and labelled by the environment's reward."""
+    `Dataset`. None: pairs are drawn from the reference and labelled by the environment's reward."""
     n_pairs: int = 0
     """Of drawn pairs: so many, drawn once and gone over repeatedly, as a data set is; 0: fresh ones each update."""
     labels: str = "probability"

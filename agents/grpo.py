@@ -61,11 +61,11 @@ class GRPOConfig(PolicyGradientConfig):
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     clip_range_high: float | None = None
-    """The upper ε alone (DAPO's clip-higher: .28); None: ``clip_range``."""
+    """The upper ε alone (DAPO's clip-higher: .28); None: `clip_range`."""
     overlong_buffer: int = 0
     """Tokens before the length limit over which a text is punished more and more (DAPO); 0: none is."""
     overlong_penalty: float | None = None
-    """The punishment at the limit, in units of the score; None: 1. Only with ``overlong_buffer``."""
+    """The punishment at the limit, in units of the score; None: 1. Only with `overlong_buffer`."""
     mask_truncated: bool = False
     """Texts that ran into the length limit weigh nothing in the loss (DAPO's overlong filtering)."""
 

@@ -50,7 +50,7 @@ class KTOConfig(AgentConfig):
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     feedback: str | None = None
     """Judged texts: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id with `prompt`, `completion` and
-    `label`; in Python also a list or a ``Dataset``. None: drawn from the reference, labelled by the reward."""
+    `label`; in Python also a list or a `Dataset`. None: drawn from the reference, labelled by the reward."""
     texts_per_prompt: int = 8
     """Of drawn texts: so many of a prompt are drawn together, and each is compared with the others."""
     n_texts: int = 0

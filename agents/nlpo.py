@@ -32,7 +32,6 @@ from lm_gym.agent import LMAgent
 from lm_gym.agent_texts import state_logits
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import GenerationParams, restrict, top_p_ids
-from lm_gym.models import CausalLM
 from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit, surrogate, value_error
 from lm_gym.rollout import Rollout
 from lm_gym.values import centred
@@ -65,7 +64,7 @@ class NLPOConfig(PolicyGradientConfig):
 
 
 class NLPO(LMAgent):
-    """PPO under a top-p mask of a lagged copy; see the module's docstring."""
+    """PPO whose choice is masked to the likeliest tokens of a lagged copy of its policy."""
 
     config_class: ClassVar[type[NLPOConfig]] = NLPOConfig
     name: ClassVar[str] = "nlpo"
@@ -144,5 +143,5 @@ class NLPO(LMAgent):
         allowed = top_p_ids(state_logits(self.lagged, language, self.mdp.temperature), self.config.top_p)
         return torch.softmax(restrict(logits, allowed=allowed).double(), -1).numpy()
 
-    def copies(self) -> dict[str, CausalLM]:
-        return {**super().copies(), "lagged": self.lagged}
+    def copies(self) -> dict[str, dict[str, torch.Tensor]]:
+        return {**super().copies(), "lagged": dict(self.lagged.named_parameters())}

@@ -54,7 +54,7 @@ class PPOConfig(PolicyGradientConfig):
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     clip_range_high: float | None = None
-    """The upper ε alone (DAPO's clip-higher); None: ``clip_range``."""
+    """The upper ε alone (DAPO's clip-higher); None: `clip_range`."""
     clip_range_value: float | None = 0.2
     """Values are clipped to within this of the rollout's; None: not at all."""
     vf_coef: float = 0.1
@@ -64,13 +64,16 @@ class PPOConfig(PolicyGradientConfig):
     whiten_rewards: bool = False
     """Per-token rewards to standard deviation 1, their mean kept. Rescales β."""
     ptx_coef: float = 0.0
-    """Weight of −log π of an imitated token of ``ptx_data`` in the loss (PPO-ptx). It biases the end point."""
+    """Weight of −log π of an imitated token of `ptx_data` in the loss (PPO-ptx). It biases the end point."""
     ptx_data: str | None = None
-    """Demonstrations or plain texts for PPO-ptx: a file or a hub id; in Python also a list or a ``Dataset``."""
+    """Demonstrations or plain texts for PPO-ptx: a file or a hub id; in Python also a list or a `Dataset`."""
 
 
 class PPO(LMAgent):
-    """PPO with a value head; see the module's docstring for the loss and :class:`PPOConfig` for every field."""
+    """PPO with a value head.
+
+    The loss is in the module's docstring, every field in :class:`PPOConfig`.
+    """
 
     config_class: ClassVar[type[PPOConfig]] = PPOConfig
     name: ClassVar[str] = "ppo"

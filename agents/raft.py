@@ -44,7 +44,7 @@ class RAFTConfig(PolicyGradientConfig):
 
 
 class RAFT(LMAgent):
-    """Expert iteration; see the module's docstring."""
+    """Expert iteration: imitates the best texts of every prompt's group."""
 
     config_class: ClassVar[type[RAFTConfig]] = RAFTConfig
     name: ClassVar[str] = "raft"

@@ -54,7 +54,7 @@ class ReinforcePPConfig(PolicyGradientConfig):
     clip_range: float = 0.2
     """ε: the ratio is clipped to [1 − ε, 1 + ε]."""
     clip_range_high: float | None = None
-    """The upper ε alone (DAPO's clip-higher); None: ``clip_range``."""
+    """The upper ε alone (DAPO's clip-higher); None: `clip_range`."""
 
 
 class ReinforcePP(LMAgent):

@@ -65,6 +65,12 @@ class LMActorCriticPolicy(BasePolicy):
         self.mdp = mdp
         self.language_model = Policy(mdp, critic="shared")  # TRPO knows a critic by its name: value_head has "value"
         self._check_spaces()
+        dtype = self.language_model.lm.dtype
+        if dtype != torch.float32:
+            raise ValueError(
+                f"LMActorCriticPolicy expected a model in float32, got {dtype}: SB3's optimizers move weights in their "
+                "own type, in which small steps round to nothing. Make the problem with dtype='float32'"
+            )
         self._actor: CachedLM | None = None
         self.optimizer = optimizer_class(self.parameters(), lr=lr_schedule(1), **optimizer_kwargs)
 

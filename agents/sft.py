@@ -34,7 +34,7 @@ class SFTConfig(AgentConfig):
     batch_size: int = 32
     """Texts an update."""
     data: str | None = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a ``Dataset``."""
+    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a `Dataset`."""
     eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
     eval_every: int = 20
@@ -44,7 +44,7 @@ class SFTConfig(AgentConfig):
 
 
 class SFT(LMAgent):
-    """Supervised fine-tuning; see the module's docstring."""
+    """Supervised fine-tuning: imitates demonstrations."""
 
     config_class: ClassVar[type[SFTConfig]] = SFTConfig
     name: ClassVar[str] = "sft"
@@ -60,6 +60,8 @@ class SFT(LMAgent):
         self.eval_data = (
             None if c.eval_data is None else load_demonstrations(c.eval_data, reference.tokenizer, max_tokens=longest)
         )
+        for found in (self.data, self.eval_data or ()):
+            reference.check_ids((d.token_ids for d in found), "demonstration")
         self.order = Cycle(len(self.data), self.generator)
 
     def one_update(self) -> Update:
@@ -71,6 +73,7 @@ class SFT(LMAgent):
         for at in torch.arange(len(batch)).split(c.micro_batch_size or len(batch)):
             part = likelihood(lm, self.mdp, [batch[i] for i in at])
             (part.nll / count).backward()
+            self.optimizer.gather()
             nll, right = nll + float(part.nll.detach()), right + part.right
         norm = self.optimizer.clip(c.max_grad_norm)
         blame.check_gradient(norm, None)

@@ -157,7 +157,7 @@ def cases(lm: Any, n: int, with_uncached: bool) -> dict[str, Callable[[], None]]
         mdp = AlignmentMDP(
             model=reference, prompts=prompts, reward_model=judge, max_new_tokens=T, min_new_tokens=T, kl_coef=0.05
         )
-        return gym.make_vec("LMAlign-v0", num_envs=n, mdp=mdp, observation_mode=view)
+        return gym.make_vec("LMAlign-v0", num_envs=n, mdp=mdp, observation_mode=view, kl_mode="reference")
 
     @torch.no_grad()
     def generate() -> None:

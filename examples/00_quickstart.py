@@ -17,7 +17,7 @@ parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--render", action="store_true", help="show every text as it grows")
 args = parser.parse_args()
 
-env = gym.make("LMAlign-v0", render_mode="human" if args.render else None)
+env = gym.make("LMAlign-v0", kl_mode="reference", render_mode="human" if args.render else None)
 agent = lm_gym.reference_agent(env, seed=args.seed)
 scores, lengths = [], []
 for episode in range(args.episodes):

@@ -34,7 +34,8 @@ args = parser.parse_args()
 torch.manual_seed(args.seed)
 
 # "Disabled" is what TorchRL prefers: it resets the rows that have ended, with options={"reset_mask": mask}
-envs = gym.make_vec("LMAlign-v0", num_envs=args.rows, observation_mode="hidden", autoreset_mode="Disabled")
+view = {"kl_mode": "reference", "observation_mode": "hidden"}  # the agent's half of the KL comes from kl.shape below
+envs = gym.make_vec("LMAlign-v0", num_envs=args.rows, autoreset_mode="Disabled", **view)
 env = GymWrapper(envs, categorical_action_encoding=True)
 env.set_seed(args.seed)
 mdp, width = envs.unwrapped.mdp, envs.single_observation_space.shape[0]

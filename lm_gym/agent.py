@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
-from lm_gym.adam import Adam32
-from lm_gym.agent_config import AgentConfig, make_config, plain_config
+from lm_gym.adam import Adam32, refuse_float16
+from lm_gym.agent_config import AgentConfig, make_config, plain_config, whole
 from lm_gym.autocast import check_autocast
 from lm_gym.cached_lm import CachedLM
 from lm_gym.cycle import Cycle
@@ -25,7 +25,6 @@ from lm_gym.guard import Guard, Watch
 from lm_gym.host_memory import keep_freed_memory
 from lm_gym.kl_control import KLControl
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import CausalLM
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
@@ -67,6 +66,9 @@ class LMAgent:
     extra_groups: ClassVar[tuple[str, ...]] = ()
     """The groups that :meth:`extra_tensors` may have."""
 
+    named: str | None = None
+    """What the command line loads this agent by where that is not ``name``: ``py:my_agents.py:MyAgent``."""
+
     def __init__(self, env: Any, **config: Any) -> None:
         self.config = make_config(self.config_class, config, type(self).__name__)
         self.env = env
@@ -87,6 +89,8 @@ class LMAgent:
                 frozen_head=c.frozen_head,
                 frozen=not self.trains,
             )
+        if self.trains:
+            refuse_float16(self.policy, type(self).__name__)
         self.params = self.policy.trainable()
         self.base_lr = self.policy.learning_rate * self.step_scale if c.learning_rate is None else c.learning_rate
         self.optimizer = Adam32(self.params, lr=self.base_lr)
@@ -111,6 +115,16 @@ class LMAgent:
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
         if isinstance(c, PolicyGradientConfig):
             check_autocast(c.autocast, self.policy.lm)
+
+    def __repr__(self) -> str:
+        changed = [
+            f"{f.name}={getattr(self.config, f.name)!r}"
+            for f in dataclasses.fields(self.config)
+            if getattr(self.config, f.name) != f.default
+        ]
+        fields = "".join(f", {part:.60}" for part in changed)
+        done = f"{self.tokens} tokens in {self.updates} updates"
+        return f"{type(self).__name__}({self.mdp.reference.name!r}{fields}: {done})"
 
     # ---- what an algorithm defines -------------------------------------------------------------------------------
 
@@ -190,17 +204,17 @@ class LMAgent:
             run_config: what ``config.yaml`` holds beside the agent's fields.
             callback: called after every update with the agent and its metrics; returning False stops the training.
         """
-        if isinstance(total_tokens, bool) or total_tokens < 1:
-            raise ValueError(f"total_tokens expected at least 1, got {total_tokens!r}")
-        if keep_checkpoints is not None and keep_checkpoints < 1:
-            raise ValueError(f"keep_checkpoints expected at least 1, or None for all, got {keep_checkpoints}")
+        total_tokens = whole("total_tokens", total_tokens)
+        for name, value in (("save_every", save_every), ("keep_checkpoints", keep_checkpoints)):
+            if value is not None:
+                whole(name, value)
         if resume:
             agent_state.check_resume(self, guard is not None)
         keep_freed_memory()
         if self.updates == 0:
             prepare_reward_model(self.mdp.reward_model, self.mdp)
-        self._schedule = (self._schedule[0] if resume else self.tokens, int(total_tokens))
-        config = dict(run_config or {}) | {"agent": {"name": self.name, **plain_config(self.config)}}
+        self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
+        config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
         config.setdefault("run", self.run_info() if out is not None else {})
         tracker = Tracker(
             out,
@@ -307,6 +321,7 @@ class LMAgent:
         Returns:
             the metrics of :meth:`describe`, ``objective/scores_sem`` (standard error), ``objective/j`` = E[R] − β·KL.
         """
+        n = whole("n", n)
         records = self.mdp.prompts if prompts is None else agent_texts.records_of(self.mdp, prompts)
         if prompts is None:  # spread over all of them
             order = np.random.default_rng(seed).permutation(len(records))
@@ -324,10 +339,15 @@ class LMAgent:
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
-    def copies(self) -> dict[str, CausalLM]:
-        """Models that follow the policy, by name: kept in checkpoints, and taken back with it by a guard."""
+    def copies(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Weights of the models that follow the policy: kept in checkpoints, and taken back with it by a guard."""
         control = self.kl_control
-        return {} if control is None or control.ema is None else {"ema": control.ema}
+        return {} if control is None or control.ema is None else {"ema": control.ema_values()}
+
+    def copies_were_set(self) -> None:
+        """What is to be done after :meth:`copies` were written to."""
+        if self.kl_control is not None:
+            self.kl_control.round_ema()
 
     def extra_state(self) -> dict[str, Any]:
         """What an algorithm adds to ``state.json``."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import numbers
+import sys
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -18,9 +21,9 @@ class AgentConfig:
     """Texts an update."""
     learning_rate: float | None = None
     """Adam's step size; None: 3e-4·sqrt(1.5e6/parameters), ten times that for LoRA, .02 for a table; all of it
-    times the agent's ``step_scale``, above 1 where fewer steps follow a rollout than PPO's 16."""
+    times the agent's `step_scale`, above 1 where fewer steps follow a rollout than PPO's 16."""
     lr_schedule: str = "linear"
-    """"linear" (to 0 at the end of ``learn``), "cosine" or "constant"."""
+    """"linear" (to 0 at the end of `learn`), "cosine" or "constant"."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm."""
     kl_coef: float | None = None
@@ -80,6 +83,7 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
     for f in dataclasses.fields(config):
         if isinstance(f.default, bool) and not isinstance(getattr(config, f.name), bool):
             raise ValueError(f"{f.name} expected True or False, got {getattr(config, f.name)!r}")
+    _check_numbers(config)
     for key in known & set(BOUNDS):
         value, (low, high) = getattr(config, key), BOUNDS[key]
         if value is not None and not low <= value <= high:
@@ -96,10 +100,36 @@ def make_config(kind: type[Config], given: Mapping[str, Any], owner: str) -> Con
     return config
 
 
+def _check_numbers(config: AgentConfig) -> None:
+    """Refuse what is no number in a field of numbers, and a fraction in one of whole numbers."""
+    for key, hint in typing.get_type_hints(type(config)).items():
+        kinds, value = set(typing.get_args(hint) or [hint]), getattr(config, key)
+        if value is None or not kinds <= {int, float, type(None)}:
+            continue
+        if kinds & {float}:
+            if not isinstance(value, numbers.Real) or isinstance(value, bool) or value != value:
+                raise ValueError(f"{key} expected a number, got {value!r}")
+        else:
+            setattr(config, key, whole(key, value, -sys.maxsize))
+
+
 def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
     """Refuse a value that is none of the known ones."""
     if value not in known:
         raise ValueError(f"{name} expected one of {known}, got {value!r}")
+
+
+def whole(name: str, value: Any, low: int = 1) -> int:
+    """A whole number from ``low``; 1e5 is one, 100.5 and True are not.
+
+    Raises:
+        ValueError: names the argument and what came.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or value % 1 != 0 or value < low:
+        least = f"at least {low}, a whole number" if low > -sys.maxsize else "a whole number"
+        raise ValueError(f"{name} expected {least}, got {value!r}")
+    return int(value)
 
 
 LIVE = "live:"

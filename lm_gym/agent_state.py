@@ -43,7 +43,7 @@ def weights(agent: LMAgent) -> Groups:
     return {
         "policy": agent.optimizer.values(),
         "optimizer": checkpoints.optimizer_tensors(agent.optimizer, list(agent.params)),
-        **{name: dict(lm.named_parameters()) for name, lm in agent.copies().items()},
+        **agent.copies(),
     }
 
 
@@ -55,7 +55,7 @@ def set_weights(agent: LMAgent, groups: Mapping[str, Mapping[str, torch.Tensor]]
     """
     policy = agent.optimizer.values()
     _check_group(f"{where}: policy", groups["policy"], policy)
-    copies = {name: dict(lm.named_parameters()) for name, lm in agent.copies().items()}
+    copies = agent.copies()
     for name, own in copies.items():
         _check_group(f"{where}: {name}", groups.get(name, {}), own)
     _check_optimizer(f"{where}: optimizer", groups["optimizer"], policy)
@@ -66,6 +66,7 @@ def set_weights(agent: LMAgent, groups: Mapping[str, Mapping[str, torch.Tensor]]
         for name, own in copies.items():
             for key, p in own.items():
                 p.copy_(groups[name][key])
+    agent.copies_were_set()
     agent.engine.update_weights(agent.policy.lm, agent.updates)
 
 

@@ -101,8 +101,8 @@ def step_texts(
     """
     base, _ = unwrap(env)
     stepper = base.stepper
-    before = stepper.kl_mode, stepper.kl_coef
-    stepper.kl_mode, stepper.kl_coef = kl_mode, kl_coef
+    before = stepper.named_kl_mode, stepper.kl_coef
+    stepper.named_kl_mode, stepper.kl_coef = kl_mode, kl_coef
     if prompts is not None:
         rows = getattr(env, "num_envs", 1)
         if len(prompts) % rows:
@@ -115,7 +115,7 @@ def step_texts(
         inside = env if isinstance(env, gym.vector.VectorEnv) else _OneRow(env)
         stepped = _Collection(inside, policy, generator).run(count, seed)
     finally:
-        stepper.kl_mode, stepper.kl_coef = before
+        stepper.named_kl_mode, stepper.kl_coef = before
         stepper.plans = {}
     if prompts is not None and [c.prompt for c in stepped.completions] != list(prompts):
         raise ValueError("a wrapper reset the environment between episodes: groups of texts expected their own prompts")

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lm_gym.positions import because
 from lm_gym.preferences import completion_tokens, load_items
 from lm_gym.prompts import SHOWN, TEMPLATE_COLUMNS, kind_problem, load_prompts
 
@@ -54,8 +55,8 @@ def load_demonstrations(source: Any, tokenizer: Any, *, max_tokens: int | None =
     if long:
         listed = "; ".join(f"row {i} has {len(found[i].token_ids)}" for i in long[:SHOWN])
         raise ValueError(
-            f"{len(long)} of {len(found)} demonstrations have more than {max_tokens} tokens: {listed}. To do: shorten "
-            "or drop them"
+            f"{len(long)} of {len(found)} demonstrations have more than {max_tokens} tokens{because(max_tokens)}: "
+            f"{listed}. To do: shorten or drop them"
         )
     return found
 

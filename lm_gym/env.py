@@ -101,7 +101,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
     def __init__(
         self,
         *,
-        kl_mode: str = "reference",
+        kl_mode: str | None = None,
         observation_mode: str = "tokens",
         action_mode: str = "full",
         top_k: int | None = None,
@@ -144,7 +144,7 @@ class LMAlignEnv(gym.Env[Any, Any]):
 
     def use_reported_kl(self, kl_coef: float | None = None) -> None:
         """For agents that know their log-probs: from now on pay the exact penalty, at ``kl_coef`` or the problem's."""
-        self.stepper.kl_mode = "reported"
+        self.stepper.named_kl_mode = "reported"
         self.stepper.kl_coef = self.mdp.kl_coef if kl_coef is None else kl_coef
 
     def report_logprob(self, logprob: Any) -> None:

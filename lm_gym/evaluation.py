@@ -23,6 +23,7 @@ class Drawn:
         prompts, texts: B each. scores: B of the reward model.
         kls: B, nats a text: KL(π‖π_ref) of every state on its way, summed: their mean is ``objective/kl``.
         lengths: B, tokens.
+        extra: columns that the reward model logged, B values each.
         metrics: as :func:`lm_gym.measures.describe`, ``objective/scores_sem`` and ``objective/j`` = E[R] − β·KL.
     """
 
@@ -32,6 +33,7 @@ class Drawn:
     kls: list[float]
     lengths: list[int]
     metrics: dict[str, float]
+    extra: dict[str, list[Any]]
 
 
 def measure(
@@ -54,4 +56,12 @@ def measure(
     assert rollout.exact_kl is not None
     kls = rollout.exact_kl.sum(-1)
     prompts = [c.prompt for c in completions if c.prompt is not None]
-    return Drawn(prompts, scored.texts, scored.scores.tolist(), kls.tolist(), rollout.lengths.tolist(), metrics)
+    return Drawn(
+        prompts=prompts,
+        texts=scored.texts,
+        scores=scored.scores.tolist(),
+        kls=kls.tolist(),
+        lengths=rollout.lengths.tolist(),
+        metrics=metrics,
+        extra=scored.extra,
+    )

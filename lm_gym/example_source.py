@@ -12,6 +12,7 @@ import torch
 from lm_gym.cycle import Cycle
 from lm_gym.judged import Batch, Examples
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.positions import because
 from lm_gym.preferences import Feedback, Preference, load_feedback, load_preferences, tokenize
 from lm_gym.prompts import SHOWN
 
@@ -140,6 +141,8 @@ def _fitted(
     if mdp.top_k is not None:
         raise ValueError(f"{what} expected an environment without top_k, whose policies can write any given text")
     limit, room = mdp.max_new_tokens, mdp.reference.max_positions - mdp.max_new_tokens
+    whole = ([*prompt, *(i for text in texts for i in text)] for prompt, texts in rows)
+    mdp.reference.check_ids(whole, f"row of the {what}")
     wrong = []
     for i, (prompt, texts) in enumerate(rows):
         for text in texts:
@@ -150,7 +153,8 @@ def _fitted(
             elif len(text) <= mdp.min_new_tokens and text[-1] in mdp.reference.eos_ids:
                 wrong.append(f"row {i} ends after {len(text)} tokens (min_new_tokens={mdp.min_new_tokens})")
         if len(prompt) > room:
-            wrong.append(f"row {i} has a prompt of {len(prompt)} tokens (at most {room} beside max_new_tokens={limit})")
+            most = f"at most {room} beside max_new_tokens={limit}{because(room)}"
+            wrong.append(f"row {i} has a prompt of {len(prompt)} tokens ({most})")
     if wrong:
         more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ValueError(

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lm_gym.activations import gelu_new
+from lm_gym.flat_trunk import KNOWN, LLAMA_LIKE, windows_of
 from lm_gym.hooks import has_hooks
 
 if TYPE_CHECKING:
@@ -33,18 +34,21 @@ class FastTrunk(Protocol):
     ) -> torch.Tensor: ...
 
 
-LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
+def fast_trunk(base: Any, longest: int | None = None) -> FastTrunk | None:
+    """The trunk written out, or None if it holds anything that is not written out here.
 
-
-def fast_trunk(base: Any) -> FastTrunk | None:
-    """The trunk written out, or None if it holds anything that is not written out here."""
+    ``longest``: of the texts, in tokens; None: the model's positions, for which a table of angles is made.
+    """
     if hooked(base):
         return None
     kind, config = type(base).__name__, base.config
+    longest = longest or config.max_position_embeddings
+    if kind in KNOWN and any(window is not None and window < longest for window in windows_of(base)):
+        return None  # masks by layer are for the modules
     if kind in LLAMA_LIKE:
         rope = getattr(base.rotary_emb, "rope_type", "default")
         known = config.hidden_act == "silu" and rope in ("default", "linear", "llama3")
-        return _llama(base) if known and _linear(base) else None
+        return _llama(base, longest) if known and _linear(base) else None
     if kind == "GPT2Model":
         odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or not config.scale_attn_weights
         known = config.activation_function == "gelu_new" and not odd and not config.add_cross_attention
@@ -89,13 +93,13 @@ def _weights(*modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     return (rows[0] if len(rows) == 1 else torch.cat(rows)), bias
 
 
-def _llama(base: Any) -> FastTrunk:
+def _llama(base: Any, longest: int) -> FastTrunk:
     config = base.config
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     eps, width = config.rms_norm_eps, config.hidden_size
     embed, norm = base.embed_tokens.weight.detach(), base.norm.weight.detach()
-    at = torch.arange(config.max_position_embeddings, device=embed.device)[None]
+    at = torch.arange(longest, device=embed.device)[None]
     cos, sin = (x[0] for x in base.rotary_emb(embed[:1], at))
     half, last = size // 2, len(base.layers) - 1
     # rotate_half as a product: (x1, x2)·cos + (−x2, x1)·sin

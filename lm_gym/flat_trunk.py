@@ -23,8 +23,8 @@ from lm_gym.hooks import has_hooks
 LLAMA_LIKE = ("LlamaModel", "MistralModel", "Qwen2Model")
 KNOWN = ("GPT2Model", *LLAMA_LIKE)
 
-# flat queries (n, heads, size), keys and values (n, kv heads, size) -> (n, heads·size)
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# flat queries (n, heads, size), keys and values (n, kv heads, size), the layer's window -> (n, heads·size)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int | None], torch.Tensor]
 
 
 def is_known(base: Any) -> bool:
@@ -35,7 +35,7 @@ def is_known(base: Any) -> bool:
     passed_by = [base]
     for b in blocks_of(base):
         passed_by += [b, b.mlp, b.attn if _gpt2(base) else b.self_attn]
-    if any(map(has_hooks, passed_by)):
+    if any(map(has_hooks, passed_by)) or not getattr(config, "is_causal", True):
         return False
     if _gpt2(base):
         odd = config.scale_attn_by_inverse_layer_idx or config.reorder_and_upcast_attn or config.add_cross_attention
@@ -46,6 +46,16 @@ def is_known(base: Any) -> bool:
 def blocks_of(base: Any) -> Any:
     """The layers of a known trunk."""
     return base.h if _gpt2(base) else base.layers
+
+
+def windows_of(base: Any) -> list[int | None]:
+    """How many tokens each layer of a known trunk sees, the one that asks among them; None: all before it."""
+    count, window = len(blocks_of(base)), getattr(base.config, "sliding_window", None)
+    if type(base).__name__ == "MistralModel":
+        return [window] * count
+    if type(base).__name__ == "Qwen2Model":
+        return [window if kind == "sliding_attention" else None for kind in base.config.layer_types[:count]]
+    return [None] * count  # Llama and GPT-2 have none, whatever stands in their config
 
 
 def _gpt2(base: Any) -> bool:
@@ -114,6 +124,8 @@ class FlatTexts:
             self.source = places[seen]
             self.positions = (seen.cumsum(-1) - 1)[seen]
             self.out = (seen.flatten().cumsum(0) - 1).view_as(seen)[wanted]
+        self.longest = int(self.positions.max()) + 1 if len(self.positions) else 0
+        self.windowed: dict[int, torch.Tensor] = {}
         self.ids = input_ids.flatten()[self.source]
 
     def _shared(
@@ -141,7 +153,7 @@ class FlatTexts:
         mask = torch.ones(len(which), 1, t, p + t, dtype=torch.bool, device=seen.device)
         mask[..., :p] = (torch.arange(p, device=seen.device) < lengths[which][:, None])[:, None, None]
         mask[..., p:] = torch.ones(t, t, dtype=torch.bool, device=seen.device).tril()
-        self.mask = mask
+        self.mask, self.heads = mask, lengths[which]
 
     def to(self, device: torch.device) -> FlatTexts:
         """Move what the forward pass needs."""
@@ -149,29 +161,53 @@ class FlatTexts:
         self.texts.to(device)
         if self.prompts is not None:
             self.prompts.to(device)
-            self.which, self.mask = self.which.to(device), self.mask.to(device)
+            self.which, self.mask, self.heads = (x.to(device) for x in (self.which, self.mask, self.heads))
         return self
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Causal attention of every text to itself: flat (n, heads, size) to (n, heads·size)."""
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
+        """Causal attention of every text to itself: flat (n, heads, size) to (n, heads·size).
+
+        ``window``: every token sees so many, itself and those before it; None: all of them.
+        """
+        if window is not None and window >= self.longest:
+            window = None
         if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):  # the backward pass of bfloat16 takes 8 times that of float32
-                return self._attend(q.float(), k.float(), v.float())
-        return self._attend(q, k, v)
+                return self._attend(q.float(), k.float(), v.float(), window)
+        return self._attend(q, k, v, window)
 
-    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
         if self.prompts is None:
-            return _attention(self.texts, q, *(self.texts.side_by_side(x) for x in (k, v)))
-        n = self.prompts.total
+            mask = None if window is None else _band(self.texts.longest, window, q.device)
+            return _attention(self.texts, q, *(self.texts.side_by_side(x) for x in (k, v)), mask)
+        n, p = self.prompts.total, self.prompts.longest
         k_head, v_head = (self.prompts.side_by_side(x[:n]) for x in (k, v))
-        head = _attention(self.prompts, q[:n], k_head, v_head)
+        mask = None if window is None else _band(p, window, q.device)
+        head = _attention(self.prompts, q[:n], k_head, v_head, mask)
         if not self.texts.total:
             return head
         keys, values = (
             torch.cat([shared.index_select(0, self.which), self.texts.side_by_side(x[n:])], 1)
             for shared, x in ((k_head, k), (v_head, v))
         )
-        return torch.cat([head, _attention(self.texts, q[n:], keys, values, self.mask)])
+        mask = self.mask if window is None else self._within(window)
+        return torch.cat([head, _attention(self.texts, q[n:], keys, values, mask)])
+
+    def _within(self, window: int) -> torch.Tensor:
+        """``mask`` without what lies before the window; the places of a shared prompt's keys come first."""
+        if window not in self.windowed:
+            assert self.prompts is not None
+            p, t = self.prompts.longest, self.texts.longest
+            column = torch.arange(p + t, device=self.mask.device)
+            places = torch.where(column < p, column, self.heads[:, None] + column - p)  # (B, p + t)
+            self.windowed[window] = self.mask & (places[:, None, None] > places[:, None, p:, None] - window)
+        return self.windowed[window]
+
+
+def _band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """(length, length) bool: which tokens before it and itself each one sees."""
+    place = torch.arange(length, device=device)
+    return (place <= place[:, None]) & (place > place[:, None] - window)
 
 
 def _attention(
@@ -196,35 +232,36 @@ def run(base: Any, texts: FlatTexts, *, below: torch.Tensor | None = None, first
         below: (n, d) what enters block ``first``, where the blocks before it were run already (:func:`lower`).
     """
     h, block = _start(base, texts, below)
-    blocks = list(blocks_of(base))[first:]
-    for b in blocks[:-1]:
-        h = block(b, h, None)
-    h = block(blocks[-1], h, texts.out) if blocks else h.index_select(0, texts.out)
+    blocks = list(zip(blocks_of(base), windows_of(base), strict=True))[first:]
+    for b, window in blocks[:-1]:
+        h = block(b, h, window, None)
+    h = block(blocks[-1][0], h, blocks[-1][1], texts.out) if blocks else h.index_select(0, texts.out)
     return _norm(base.ln_f if _gpt2(base) else base.norm, h)
 
 
 def lower(base: Any, texts: FlatTexts, layers: int) -> torch.Tensor:
     """(n, d) what enters block ``layers``."""
     h, block = _start(base, texts, None)
-    for b in list(blocks_of(base))[:layers]:
-        h = block(b, h, None)
+    for b, window in list(zip(blocks_of(base), windows_of(base), strict=True))[:layers]:
+        h = block(b, h, window, None)
     return h
 
 
-Block = Callable[[Any, torch.Tensor, torch.Tensor | None], torch.Tensor]
+# a block, what enters it, its window, the places whose output is wanted (None: all) -> what comes out
+Block = Callable[[Any, torch.Tensor, int | None, torch.Tensor | None], torch.Tensor]
 
 
 def _start(base: Any, texts: FlatTexts, below: torch.Tensor | None) -> tuple[torch.Tensor, Block]:
     if _gpt2(base):
         h = base.wte(texts.ids) + base.wpe(texts.positions) if below is None else below
         heads, gelu = base.config.n_head, base.config.activation_function == "gelu_new"
-        return h, lambda b, h, out: _gpt2_block(b, h, texts.attend, out, heads, gelu)
+        return h, lambda b, h, window, out: _gpt2_block(b, h, texts.attend, out, heads, gelu)
     h = base.embed_tokens(texts.ids) if below is None else below
     cos, sin = (x[0][:, None] for x in base.rotary_emb(h[None], texts.positions[None]))
     half = cos.shape[-1] // 2
     # rotate_half as a product: (x1, x2)·cos + (x2, x1)·(−sin, sin)
     sin = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-    return h, lambda b, h, out: _llama_block(b, h, texts.attend, out, cos, sin)
+    return h, lambda b, h, window, out: _llama_block(b, h, texts.attend, window, out, cos, sin)
 
 
 def _gpt2_block(
@@ -232,7 +269,7 @@ def _gpt2_block(
 ) -> torch.Tensor:
     [qkv] = _projected(b.ln_1, [b.attn.c_attn], h)
     q, k, v = qkv.view(len(h), 3, heads, -1).unbind(1)
-    y = attend(q, k, v)
+    y = attend(q, k, v, None)
     if out is not None:
         h, y = h.index_select(0, out), y.index_select(0, out)
     h = h + b.attn.c_proj(y)
@@ -241,7 +278,13 @@ def _gpt2_block(
 
 
 def _llama_block(
-    b: Any, h: torch.Tensor, attend: Attend, out: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor
+    b: Any,
+    h: torch.Tensor,
+    attend: Attend,
+    window: int | None,
+    out: torch.Tensor | None,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
 ) -> torch.Tensor:
     a, half = b.self_attn, cos.shape[-1] // 2
     projected = _projected(b.input_layernorm, [a.q_proj, a.k_proj, a.v_proj], h)
@@ -250,7 +293,7 @@ def _llama_block(
     def turned(y: torch.Tensor) -> torch.Tensor:
         return (y * cos + torch.cat([y[..., half:], y[..., :half]], -1) * sin).to(v.dtype)
 
-    y = attend(turned(q), turned(k), v)
+    y = attend(turned(q), turned(k), v, window)
     if out is not None:
         h, y = h.index_select(0, out), y.index_select(0, out)
     h = h + a.o_proj(y)

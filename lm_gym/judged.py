@@ -210,6 +210,7 @@ def descend(
         logps = whole.view(-1, k)
         value = loss(logps, index).sum() / n
         value.backward()  # type: ignore[no-untyped-call]
+        agent.optimizer.gather()
         total += float(value.detach())
         found.append(logps.detach().cpu())
     norm = agent.optimizer.clip(agent.config.max_grad_norm)

@@ -37,6 +37,9 @@ class KLControl:
         c = config
         self.adaptive = None if c.kl_target is None else kl.AdaptiveKL(agent.kl_coef, c.kl_target, c.kl_horizon)
         self.ema = copy.deepcopy(agent.policy.lm).freeze() if c.kl_reference == "ema" else None
+        # in 16 bits a share of 1 − decay of a small difference would round to nothing
+        slow = () if self.ema is None else self.ema.named_parameters()
+        self.ema32 = {name: p.detach().float() for name, p in slow if p.dtype != torch.float32}
 
     def _check(self) -> None:
         c, agent = self.config, self.agent
@@ -120,13 +123,28 @@ class KLControl:
     def after_update(self, rollout: Rollout) -> None:
         """Move the slow copy and the coefficient."""
         if self.ema is not None:
+            exact, slow = self.agent.optimizer.values(), self.ema_values()
             with torch.no_grad():
-                for slow, fast in zip(self.ema.parameters(), self.agent.policy.lm.parameters(), strict=True):
-                    slow.lerp_(fast, 1.0 - self.config.ema_decay)
+                for name, fast in self.agent.policy.lm.named_parameters():
+                    fast = exact.get(f"lm.{name}", fast)  # the optimizer's float32 copy, where it has one
+                    slow[name].lerp_(fast.float(), 1.0 - self.config.ema_decay)
+            self.round_ema()
         if self.adaptive is not None and rollout.ref_logprobs is not None:
             # k1, as in the reward
             paid = ((rollout.logprobs - rollout.ref_logprobs) * rollout.response_mask).sum(-1)
             self.agent.kl_coef = self.adaptive.update(float(paid.mean()), len(rollout))
+
+    def ema_values(self) -> dict[str, torch.Tensor]:
+        """The slow copy's weights by name in full precision: what moves, and what a checkpoint keeps."""
+        assert self.ema is not None
+        return {name: self.ema32.get(name, p) for name, p in self.ema.named_parameters()}
+
+    @torch.no_grad()
+    def round_ema(self) -> None:
+        """Give a slow copy in 16 bits what its values have become."""
+        for name, p in () if self.ema is None else self.ema.named_parameters():
+            if name in self.ema32:
+                p.copy_(self.ema32[name])
 
     def state_dict(self) -> dict[str, Any] | None:
         return None if self.adaptive is None else self.adaptive.state_dict()

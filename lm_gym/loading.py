@@ -6,6 +6,7 @@ Of strangers' models no pickle is opened and no code is run, and damage is named
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from lm_gym.models import CausalLM, TransformersLM
+from lm_gym.local_paths import refuse_missing_path
+from lm_gym.models import CausalLM, EncoderDecoder, TransformersLM, refuse_encoder_decoder
+from lm_gym.weight_shapes import oversized
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained`` of weights. Code in a model's repository is never run: there is no option."""
+
+
+LOADING = threading.RLock()
+"""Held while anything is loaded: ``transformers`` changes globals of torch meanwhile and is imported piece by piece, so
+two threads at once would leave a process in which nothing can be loaded any more."""
 
 
 class Unloadable(ValueError):
@@ -46,7 +54,13 @@ def resolve_device(device: Any) -> torch.device:
 
 
 def load_model(
-    model: Any, *, tokenizer: Any = None, device: Any = "cpu", dtype: Any = "float32", what: str = "model"
+    model: Any,
+    *,
+    tokenizer: Any = None,
+    device: Any = "cpu",
+    dtype: Any = "float32",
+    what: str = "model",
+    check: bool = True,
 ) -> CausalLM:
     """A :class:`CausalLM` from ``tiny``, a hub id, a local folder, a GGUF file or a live model.
 
@@ -56,24 +70,31 @@ def load_model(
         tokenizer: a live tokenizer or the name of one; by default the one found beside the model.
         device: "cpu", "cuda", …. dtype: "float32", "bfloat16" or "float16", for models that are loaded here.
         what: the argument's name, for errors.
+        check: as for :class:`lm_gym.models.TransformersLM`.
 
     Raises:
-        ValueError: if nothing can be loaded under that name.
+        ValueError: if nothing can be loaded under that name, or what it is cannot be used.
     """
     if isinstance(model, CausalLM):
         return model
+    with LOADING:
+        return _load(model, tokenizer, device, dtype, what, check)
+
+
+def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check: bool) -> CausalLM:
     where, precision = resolve_device(device), resolve_dtype(dtype)
     if isinstance(model, nn.Module):
         if not hasattr(model, "get_output_embeddings"):
             raise ValueError(f"{what} expected a transformers causal LM or a name, got a {type(model).__name__}")
         name = str(getattr(model, "name_or_path", "") or type(model).__name__)
-        return TransformersLM(model, _tokenizer(tokenizer or name, what), name)
+        refuse_encoder_decoder(model.config, name)
+        return TransformersLM(model, load_tokenizer(tokenizer or name, what), name, check=check)
     if not isinstance(model, (str, Path)):
         raise ValueError(
             f"{what} expected 'tiny', a hub id, a folder, a GGUF file or a transformers model, got a "
             f"{type(model).__name__}"
         )
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     name, source, extra = str(model), str(model), {}
     if name == "tiny":
@@ -84,26 +105,52 @@ def load_model(
         if not Path(name).is_file():
             raise ValueError(f"{what} expected a GGUF file, got {name!r}, which does not exist")
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
+    else:
+        refuse_missing_path(name, what)
     try:
+        if not extra:
+            refuse_encoder_decoder(AutoConfig.from_pretrained(source, trust_remote_code=False), name)
         loaded = pretrained(AutoModelForCausalLM, source, what=what, dtype=precision, **extra)
-    except Unloadable:
+    except (Unloadable, EncoderDecoder):
         raise
     except (OSError, ValueError, KeyError, ImportError) as e:
         raise ValueError(
             f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
             f"{_first_line(e)}"
         ) from e
-    found = _tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
-    return TransformersLM(loaded.to(where), found, name)
+    found = load_tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
+    return TransformersLM(loaded.to(where), found, name, check=check)
 
 
-def _tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+def tokenizer_of(model: Any) -> Any:
+    """The tokenizer that is found beside a model (see :func:`load_model`), or None."""
+    name, extra = str(getattr(model, "name_or_path", "") if isinstance(model, nn.Module) else model), {}
+    if name == "tiny":
+        from lm_gym.tiny import tiny_path
+
+        name = str(tiny_path())
+    elif name.endswith(".gguf"):
+        name, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
+    try:
+        return load_tokenizer(name, "model", **extra) if name else None
+    except ValueError:
+        return None
+
+
+def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
+    """A tokenizer from a hub id or a folder; a live one is what it is. ``what`` it belongs to, for errors.
+
+    Raises:
+        ValueError: there is none under that name.
+    """
     if not isinstance(tokenizer, (str, Path)):
         return tokenizer
     from transformers import AutoTokenizer
 
+    refuse_missing_path(str(tokenizer), what)
     try:
-        return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
+        with LOADING:
+            return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
     except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
         raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({_first_line(e)}); pass tokenizer=") from e
 
@@ -122,7 +169,8 @@ def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:
 
     refuse_pickles(source, what)
     try:
-        with quiet():
+        with LOADING, quiet():
+            refuse_oversized(auto, source, what, **{k: v for k, v in options.items() if k == "gguf_file"})
             model, info = auto.from_pretrained(source, output_loading_info=True, **SAFE, **options)
     except SafetensorError as e:
         raise Unloadable(f"{what} {source!r}: {_damaged(source) or 'a safetensors file'} is damaged: {e}") from e
@@ -160,6 +208,10 @@ def refuse_pickles(source: str, what: str) -> None:
     """
     folder = Path(source)
     if not folder.is_dir():
+        try:
+            refuse_missing_path(source, what)
+        except ValueError as e:
+            raise Unloadable(str(e)) from None
         return
     files = [path.name for path in folder.iterdir()]
     for stem in ("adapter_model", ""):  # an adapter is loaded beside whole weights, so each must be safe by itself
@@ -170,6 +222,17 @@ def refuse_pickles(source: str, what: str) -> None:
                 f"{what} {source!r} has its weights in {sorted(pickled)[0]}, a pickle, which can run code when it is "
                 "opened: convert it to safetensors where you trust it (model.save_pretrained(folder) of transformers)"
             )
+
+
+def refuse_oversized(auto: Any, source: str, what: str, **options: Any) -> None:
+    """Refuse a local folder whose config claims far more weights than it has, before memory is taken for them.
+
+    Raises:
+        ValueError: names what the config claims and what there is.
+    """
+    found = None if options.get("gguf_file") else oversized(auto, source)
+    if found:
+        raise Unloadable(f"{what} {source!r}: {found}: it is damaged, or of another kind of model")
 
 
 def _damaged(source: str) -> str | None:

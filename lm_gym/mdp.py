@@ -23,8 +23,9 @@ from torch import nn
 from lm_gym.decoding import Completion, GenerationParams, finish_reason, restrict
 from lm_gym.export import warn_of_origin
 from lm_gym.forward import pad_rows
-from lm_gym.loading import load_model
-from lm_gym.models import Below, CausalLM
+from lm_gym.loading import load_model, tokenizer_of
+from lm_gym.models import Below, CausalLM, different_tokens
+from lm_gym.positions import because
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.reference_pass import reference_pass
 from lm_gym.rewards import load_reward_model, score_texts
@@ -132,7 +133,10 @@ class AlignmentMDP:
                 f"top_k expected more than the model's {ends} EOS ids, which min_new_tokens={self.min_new_tokens} "
                 f"forbids at first, got {self.top_k}: there would be nothing to choose"
             )
+        if reference is not None:
+            self._check_vocabulary(self._own_tokenizer())
         self.prompts = self._prompts(prompts, max_prompt_tokens)
+        self.reference.check_ids((p.token_ids for p in self.prompts), "prompt")
         longest = max(len(p.token_ids) for p in self.prompts)
         self.longest_prompt = longest if max_prompt_tokens is None else max(longest, max_prompt_tokens)
         self.reward_model: Callable[..., Any] = load_reward_model(reward_model)
@@ -141,19 +145,37 @@ class AlignmentMDP:
         room = self.reference.max_positions - self.max_new_tokens
         if room < 1:
             raise ValueError(
-                f"max_new_tokens expected fewer than the model's {self.reference.max_positions} positions, "
-                f"got {self.max_new_tokens}"
+                f"max_new_tokens expected fewer than the model's limit of {self.reference.max_positions} tokens"
+                f"{because(room)}, got {self.max_new_tokens}"
             )
         limit = room if max_prompt_tokens is None else _integer("max_prompt_tokens", max_prompt_tokens, 1, room)
         if isinstance(source, (list, tuple)) and source and all(isinstance(p, Prompt) for p in source):
             long = [p for p in source if len(p.token_ids) > limit]
             if long:
                 raise ValueError(
-                    f"prompts expected at most {limit} tokens each, got {len(long[0].token_ids)} in prompt "
-                    f"{long[0].text[:60]!r}: shorten it, or lower max_new_tokens"
+                    f"prompts expected at most {limit} tokens each{because(limit)}, got {len(long[0].token_ids)} in "
+                    f"prompt {long[0].text[:60]!r}: shorten it, or lower max_new_tokens"
                 )
             return list(source)
         return load_prompts(source, self.reference.tokenizer, max_tokens=limit)
+
+    def _own_tokenizer(self) -> Any:
+        """The tokenizer of ``model``, where another model is the reference; None where it has none to be found."""
+        if isinstance(self._model, CausalLM):
+            return self._model.tokenizer
+        if self._tokenizer is not None:
+            return None  # one was given, for both
+        return tokenizer_of(self._model)
+
+    def _check_vocabulary(self, tokenizer: Any) -> None:
+        """Policy and reference must mean the same by an id: a KL between two vocabularies means nothing."""
+        found = different_tokens(tokenizer, self.reference.tokenizer)
+        if found is not None:
+            raise ValueError(
+                f"model and reference expected one vocabulary, got two: id {found[0]} is {found[1]!r} in the model's "
+                f"tokenizer and {found[2]!r} in that of the reference {self.reference.name!r}. To do: take a reference "
+                "with the model's own tokenizer"
+            )
 
     def initial_policy(self, share: Callable[[CausalLM], Iterable[nn.Parameter]] | None = None) -> CausalLM:
         """A copy of ``model`` for an agent to train. ``share(reference)`` names tensors to hold in common, frozen."""
@@ -168,6 +190,7 @@ class AlignmentMDP:
                     f"model and reference expected one vocabulary, got {policy.vocab_size} and "
                     f"{self.reference.vocab_size} tokens"
                 )
+            self._check_vocabulary(policy.tokenizer)
         policy.eval()
         shared = set() if share is None or not self.shares_model else {id(p) for p in share(self.reference)}
         for p in policy.parameters():
@@ -200,6 +223,7 @@ class AlignmentMDP:
             raise ValueError(f"{self.reference.name} has no tokenizer to encode {text!r} with: choose by prompt_id")
         room = self.reference.max_positions - self.max_new_tokens
         [prompt] = load_prompts([{"prompt": text, **columns}], self.reference.tokenizer, max_tokens=room)
+        self.reference.check_ids([prompt.token_ids], "prompt")
         return replace(prompt, id=-1)
 
     def finish_reason(self, tokens: Sequence[int]) -> str | None:
@@ -349,7 +373,7 @@ class AlignmentMDP:
 
 def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise ValueError(f"{name} expected a whole number from {low} to {high}, got {value!r}")
+        raise ValueError(f"{name} expected a whole number from {low} to {high}{because(high)}, got {value!r}")
     return int(value)
 
 

@@ -19,6 +19,8 @@ import torch
 from torch import nn
 
 from lm_gym import flat_trunk
+from lm_gym.logit_scaling import LogitScaling
+from lm_gym.positions import text_limit
 
 if TYPE_CHECKING:
     from lm_gym.rows import Rows
@@ -114,6 +116,14 @@ class CausalLM(nn.Module):
     def _anchor_text(self) -> str:
         return self._decode(self._anchor) if self._anchor else ""
 
+    def check_ids(self, texts: Iterable[Sequence[int]], what: str) -> None:
+        """Refuse texts with a token that the model has no embedding for, naming it and the first text that has it.
+
+        Args:
+            texts: ids. what: a text's name, for the error, such as "prompt".
+        """
+        check_ids(texts, self.input_size, what, self.name, self.tokenizer)
+
     def fingerprint(self) -> str:
         """sha256 of all parameters and buffers with their names, shapes and dtypes: equal for equal bytes."""
         digest = hashlib.sha256()
@@ -139,16 +149,18 @@ class CausalLM(nn.Module):
 
 
 class TransformersLM(CausalLM):
-    """A ``transformers`` causal LM (full attention, position ids) behind :class:`CausalLM`.
+    """A ``transformers`` causal LM behind :class:`CausalLM`: right, or refused (:mod:`lm_gym.model_check`).
 
     Args:
         model: the model, which is used as it is and not copied. tokenizer: its tokenizer.
         name: what the user called it.
+        check: compare what is computed here with the model's own forward pass. False: only its weights are wanted.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
+    def __init__(self, model: Any, tokenizer: Any, name: str, *, check: bool = True) -> None:
         super().__init__()
         self.model, self.tokenizer, self.name = model, tokenizer, name
+        refuse_encoder_decoder(model.config, name)
         config = model.config.get_text_config(decoder=True)
         head = model.get_output_embeddings()
         if head is None:
@@ -156,12 +168,13 @@ class TransformersLM(CausalLM):
         self.vocab_size = int(head.weight.shape[0])
         self.input_size = int(model.get_input_embeddings().weight.shape[0])
         self.hidden_size = int(head.weight.shape[1])
-        self.max_positions = int(getattr(config, "max_position_embeddings", 0) or 2**31 - 1)
-        window = getattr(config, "sliding_window", None)
-        if window and any("sliding" in kind for kind in getattr(config, "layer_types", None) or ["sliding"]):
-            self.max_positions = min(self.max_positions, int(window))  # within the window it is full attention
-        if any("linear" in k or "mamba" in k for k in getattr(config, "layer_types", None) or []):
-            raise ValueError(f"model {name!r} expected attention layers only, got {sorted(set(config.layer_types))}")
+        self.max_positions = text_limit(config)
+        kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+        if any(state in kind for kind in kinds for state in ("linear", "mamba", "conv", "recurrent")):
+            raise ValueError(
+                f"model {name!r} ({type(model).__name__}) expected attention layers only, got {kinds}: the others keep "
+                "a state between tokens that cannot be reset row by row here"
+            )
         self.eos_ids = tuple(i for i in eos_ids_of(model, tokenizer, name) if 0 <= i < self.vocab_size)
         if not self.eos_ids:
             raise ValueError(
@@ -173,8 +186,12 @@ class TransformersLM(CausalLM):
         n = sum(p.numel() for p in model.parameters())
         self.learning_rate = 3e-4 * math.sqrt(1.5e6 / max(n, 1.5e6))
         self.hidden_bound = _hidden_bound(self._base(), self.hidden_size)
+        self.scaling = LogitScaling(self.causal_lm())
         self.eval()
-        self._check_head()
+        if check:
+            from lm_gym.model_check import check_model
+
+            check_model(self)
 
     def causal_lm(self) -> Any:
         """The causal LM itself, inside PEFT's wrapper if there is one."""
@@ -182,20 +199,10 @@ class TransformersLM(CausalLM):
 
     def _base(self) -> Any:
         lm = self.causal_lm()
-        return getattr(lm, lm.base_model_prefix)
-
-    def _check_head(self) -> None:
-        """The head must be all that stands between the trunk and the logits (some models cap or scale them)."""
-        ids = torch.arange(4, device=self.device)[None] % self.vocab_size
-        with torch.no_grad():
-            ours = self.head(self.trunk(ids, torch.ones_like(ids)))
-            theirs = self.causal_lm()(input_ids=ids, use_cache=False).logits.float()
-        if not torch.allclose(ours, theirs, rtol=1e-3, atol=0.05 if self.model.dtype != torch.float32 else 1e-3):
-            raise ValueError(
-                f"model {self.name!r} ({type(self.causal_lm()).__name__}) changes its logits after the output head "
-                "(capped or scaled); LM Gym does not support such models: use one of the Llama, GPT-2, Qwen or "
-                "Mistral classes"
-            )
+        for name in (lm.base_model_prefix, "model"):  # Llama 4's prefix is that of the model with eyes
+            if name and getattr(lm, name, None) is not None:
+                return getattr(lm, name)
+        raise ValueError(f"model {self.name!r} expected a causal LM, a trunk under a head, got {type(lm).__name__}")
 
     def trunk(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         return base_trunk(self._base(), input_ids, attention_mask)
@@ -227,7 +234,18 @@ class TransformersLM(CausalLM):
         lm.config.tie_word_embeddings = False
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.causal_lm().get_output_embeddings()(hidden).float()  # type: ignore[no-any-return]
+        for module in self._head_modules():
+            hidden = module(hidden)
+        return self.scaling(hidden.float())
+
+    def _head_modules(self) -> list[Any]:
+        """The output embeddings, or what they are the last part of: BERT's decoders have a layer in front of them."""
+        lm, base = self.causal_lm(), self._base()
+        above = [child for child in lm.children() if child is not base]
+        if len(above) == 1:
+            return above
+        last = lm.get_output_embeddings()
+        return [m for m in above if last in m.modules() or "PredictionHead" in type(m).__name__] or [last]
 
     def rows(self, n: int, capacity: int) -> Rows:
         from lm_gym.rows import AttentionRows
@@ -243,6 +261,23 @@ class TransformersLM(CausalLM):
         for key, value in self.__dict__.items():
             twin.__dict__[key] = copy.deepcopy(value, memo)
         return twin
+
+
+class EncoderDecoder(ValueError):
+    """A model that is no causal LM by its very kind."""
+
+
+def refuse_encoder_decoder(config: Any, name: str) -> None:
+    """An encoder-decoder reads one text and writes another: there is no prompt that its own text goes on from.
+
+    Raises:
+        EncoderDecoder: ``config`` is one's.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise EncoderDecoder(
+            f"model {name!r} expected a causal LM, got an encoder-decoder ({config.model_type}), whose answer does not "
+            "follow its prompt in one text: take a decoder-only model"
+        )
 
 
 def base_trunk(base: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -270,6 +305,30 @@ def base_states(
         return flat_trunk.run(base, texts.to(device))
     known = below.states.flatten(0, 1).index_select(0, texts.source).to(device)
     return flat_trunk.run(base, texts.to(device), below=known, first=below.blocks)
+
+
+def check_ids(texts: Iterable[Sequence[int]], size: int, what: str, name: str, tokenizer: Any) -> None:
+    """:meth:`CausalLM.check_ids` for a model with ``size`` embeddings."""
+    for i, ids in enumerate(texts):
+        top = max(ids, default=0)
+        if top >= size:
+            token = "" if tokenizer is None else f" {tokenizer.convert_ids_to_tokens(int(top))!r}"
+            raise ValueError(
+                f"{what} {i} has the token{token} of id {top}, and model {name!r} embeds {size}, ids 0 to {size - 1}: "
+                "its tokenizer has tokens that were added since. To do: model.resize_token_embeddings(len(tokenizer)) "
+                "and train it on them, or take the tokenizer that it was trained with"
+            )
+
+
+def different_tokens(a: Any, b: Any) -> tuple[int, str, str] | None:
+    """The first id that is another token in another tokenizer, and both tokens; None: there is none.
+
+    Ids that only one of them has are no difference, as those of a padding token that was added to one.
+    """
+    if a is None or b is None or a is b:
+        return None
+    ours, theirs = ({i: token for token, i in t.get_vocab().items()} for t in (a, b))
+    return next(((i, ours[i], theirs[i]) for i in sorted(ours) if i in theirs and ours[i] != theirs[i]), None)
 
 
 def eos_ids_of(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:

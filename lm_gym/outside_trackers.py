@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_gym.extras import install_command
+
 PROJECT = "lm-gym"
 
 Row = dict[str, int | float]
@@ -65,4 +67,4 @@ OPENERS = {"tensorboard": tensorboard, "trackio": trackio, "wandb": wandb}
 
 
 def _missing(package: str, error: ImportError) -> str:
-    return f"the {package} tracker could not be imported ({error}): run pip install 'lm-gym[track]'"
+    return f"the {package} tracker could not be imported ({error}): run {install_command('track')}"

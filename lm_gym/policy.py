@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.extras import install_command
 from lm_gym.forward import response_states
-from lm_gym.loading import Unloadable, pretrained
+from lm_gym.loading import Unloadable, pretrained, tokenizer_of
 from lm_gym.mdp import AlignmentMDP
-from lm_gym.models import Below, CausalLM, TransformersLM, base_states
+from lm_gym.models import Below, CausalLM, TransformersLM, base_states, different_tokens
+from lm_gym.positions import because, hard_limit
 
 AT_ONCE = 64
 """Texts in one pass without gradient."""
@@ -48,8 +50,11 @@ def critic_from_policy(lm: CausalLM, mdp: AlignmentMDP) -> Critic:
     return Critic(twin, twin.states, _zero_head(lm))
 
 
-def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
-    """A critic that starts from a reward model: a ``transformers`` sequence classifier with one label."""
+def critic_from_reward_model(path: str, lm: CausalLM, longest: int = 1) -> Critic:
+    """A critic that starts from a reward model: a ``transformers`` sequence classifier with one label.
+
+    ``longest``: tokens of the longest text that it will read.
+    """
     from transformers import AutoModelForSequenceClassification
 
     try:
@@ -68,6 +73,17 @@ def critic_from_reward_model(path: str, lm: CausalLM) -> Critic:
         )
     if model.get_input_embeddings().weight.shape[0] < lm.input_size:
         raise ValueError(f"critic {path!r} expected the policy's vocabulary of {lm.input_size} tokens, got fewer")
+    limit = hard_limit(model, together=True)
+    if limit is not None and limit < longest:
+        raise ValueError(
+            f"critic {path!r} expected texts of at most {limit} tokens{because(limit)}, the problem's have {longest}"
+        )
+    found = different_tokens(tokenizer_of(path), lm.tokenizer)
+    if found is not None:
+        raise ValueError(
+            f"critic {path!r} expected the policy's vocabulary, got another: id {found[0]} is {found[1]!r} in its "
+            f"tokenizer and {found[2]!r} in the policy's. To do: train a reward model on the policy's own model"
+        )
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)
     head = nn.Linear(score.in_features, 1).to(lm.device)
@@ -135,7 +151,7 @@ class Policy(nn.Module):
         if critic == "separate":
             self.critic = critic_from_policy(self.lm, mdp)
         elif critic not in ("shared", "none"):
-            self.critic = critic_from_reward_model(critic, self.lm)
+            self.critic = critic_from_reward_model(critic, self.lm, mdp.longest_prompt + mdp.max_new_tokens)
         self.lora, self.frozen_layers = bool(lora_rank), frozen_layers
         self.eval()  # dropout off, in sampling and in training alike
 
@@ -205,7 +221,7 @@ def add_lora(lm: CausalLM, rank: int, alpha: float) -> None:
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as e:
-        raise ImportError("LoRA needs PEFT: pip install 'lm-gym[peft]'") from e
+        raise ImportError(f"LoRA needs PEFT: {install_command('peft')}") from e
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -225,6 +225,7 @@ def gradient(
         value, stats = loss(batch)
         more, kl_stats = agent.kl_control.in_the_loss(batch)
         (value if more is None else value + more).backward()  # type: ignore[no-untyped-call]
+        agent.optimizer.gather()
         stats = stats | kl_stats | _ratios(batch)
         numbers: dict[str, float] = {}
         for key, number in zip(stats, torch.stack([x.detach().float() for x in stats.values()]).tolist(), strict=True):

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_gym.local_paths import refuse_missing_path
+
 TINY_KINDS = ("reviews", "questions", "requests", "all")
 TINY_SPLITS = ("train", "test")
 SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
@@ -119,6 +121,7 @@ def _from_name(name: str, what: str, suffixes: Sequence[str]) -> list[Item]:
     path = Path(name).expanduser()
     if path.exists() or path.suffix.lower() in suffixes:
         return _from_path(path, suffixes)
+    refuse_missing_path(name.split(":")[0], what)
     if re.match(r"[\w.-]+/[\w.-]+(:|$)", name):
         return _from_hub(name, what)
     files = ", ".join(suffixes)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_gym.positions import because
 from lm_gym.prompt_sources import Row, read_rows
 from lm_gym.rewards import RESERVED_COLUMNS
 
@@ -102,7 +103,7 @@ def load_prompts(
     texts = [row.prompt if isinstance(row.prompt, str) else _templated(row, tokenizer) for row in rows]
     if max_tokens is not None:
         endless = [row for row, text in zip(rows, texts, strict=True) if _endless(text, tokenizer, max_tokens)]
-        advice = f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit"
+        advice = f"shorten or drop prompts of more than {max_tokens} tokens{because(max_tokens)}, or raise the limit"
         _refuse(rows, [(f"has far more than {max_tokens} tokens", row) for row in endless], advice)
     token_ids = _tokenized(rows, texts, tokenizer, add_bos)
     _refuse(
@@ -112,7 +113,11 @@ def load_prompts(
         long = [
             (f"has {len(ids)} tokens", row) for row, ids in zip(rows, token_ids, strict=True) if len(ids) > max_tokens
         ]
-        _refuse(rows, long, f"shorten or drop prompts of more than {max_tokens} tokens, or raise the limit")
+        _refuse(
+            rows,
+            long,
+            f"shorten or drop prompts of more than {max_tokens} tokens{because(max_tokens)}, or raise the limit",
+        )
     return [
         Prompt(
             id=index,

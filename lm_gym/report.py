@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from lm_gym.report_style import page, safe
 from lm_gym.run_files import read_jsonl
+from lm_gym.run_findings import of_a_log
 from lm_gym.runinfo import read_config, write_atomically
 from lm_gym.svg_chart import MOST_POINTS, SMOOTH_FROM, line_chart, number_text
 from lm_gym.terminal import as_text
@@ -17,6 +19,7 @@ from lm_gym.tracking import METRICS, OPEN_FAMILIES
 
 MAIN_CURVES: tuple[tuple[str, str], ...] = (
     ("objective/scores", "Reward"),
+    ("reward/watch", "Watching judge"),
     ("objective/kl", "KL to the reference, nats"),
     ("length/mean", "Length, tokens"),
     ("policy/entropy_avg", "Entropy, nats a token"),
@@ -31,6 +34,8 @@ COUNTERS = frozenset({"step", "tokens", "episode", "perf/elapsed_seconds"})
 
 ROWS_FOR_HEADLINE = 16
 """With fewer texts before and after, the headline takes its numbers from the metrics instead."""
+FINDINGS = "findings.json"
+"""What stood out in the evaluation, a list of sentences."""
 SAMPLES_OPEN = 12
 """So many texts are shown; the rest folds away."""
 
@@ -45,6 +50,13 @@ class Run:
     samples: list[dict[str, Any]]
     config: dict[str, Any]
     missing: list[str]
+    findings: list[str]
+    """What stands out: what the evaluation found, else what the log shows."""
+
+
+def write_findings(run_dir: str | Path, findings: Sequence[str]) -> None:
+    """Keep what stands out in a run's evaluation, for its report."""
+    write_atomically(Path(run_dir) / FINDINGS, json.dumps(list(findings), indent=1, ensure_ascii=False) + "\n")
 
 
 def write_report(
@@ -104,7 +116,9 @@ def read_run(folder: Path, before_after: Sequence[Mapping[str, Any]] | None = No
         missing.append("configuration and provenance (config.yaml is not there)")
     if not (metrics or pairs or samples or config):
         raise FileNotFoundError(f"no run to report on: {folder} has none of the files that a run leaves")
-    return Run(folder.resolve().name, metrics, pairs, samples, config, missing)
+    kept = folder / FINDINGS
+    found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else of_a_log(metrics)
+    return Run(folder.resolve().name, metrics, pairs, samples, config, missing, found)
 
 
 def render(run: Run, title: str) -> str:
@@ -114,6 +128,7 @@ def render(run: Run, title: str) -> str:
     sections = [
         _header(run, title),
         _headline(run),
+        _standing_out(run),
         _curves(run),
         _before_after(run) if run.before_after else _samples(run),
         _table("Configuration", {key: value for key, value in run.config.items() if key != "run"}),
@@ -183,6 +198,14 @@ def _headline(run: Run) -> str:
     note = '<p class="note">± is the standard error of the mean over the texts or updates named under each number.</p>'
     numbers = f'<div class="numbers">{"".join(cells)}</div>'
     return f'<section class="headline">{numbers}{note if any("±" in cell for cell in cells) else ""}</section>'
+
+
+def _standing_out(run: Run) -> str:
+    """Signs that the judge is exploited; nothing where there are none."""
+    if not run.findings:
+        return ""
+    lines = "".join(f"<li>{safe(line)}</li>" for line in run.findings)
+    return f"<section><h2>What stands out</h2><ul>{lines}</ul></section>"
 
 
 def _curves(run: Run) -> str:

@@ -11,12 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from lm_gym.judged_pairs import Judged, scores_of
+from lm_gym.judged_pairs import Judged
 from lm_gym.preference_coverage import coverage
 from lm_gym.preferences import Preference
 from lm_gym.reward_measures import (
     FEATURES,
-    PROBES,
     accuracy,
     brier,
     calibration_error,
@@ -29,6 +28,7 @@ from lm_gym.reward_measures import (
     right,
     through_origin,
 )
+from lm_gym.reward_probes import probe
 from lm_gym.rewards import plain_text, reward_model_name
 
 __all__ = ["evaluate"]
@@ -152,30 +152,12 @@ def _biases(judged: Judged) -> list[Results]:
 
 def _probes(judged: Judged, tokenizer: Any) -> list[Results]:
     """What changes of a text do to its score, in standard deviations of the scores of all texts."""
-    chosen = [p for p in judged.preferences if isinstance(p.chosen, str)][:PROBED]
-    found = []
-    spread = float(judged.scores.std())
-    gold_spread = None if judged.gold is None else float(judged.gold.std())
-    for name, change in PROBES.items() if chosen else ():
-        before = [(p.prompt, p.chosen, p.columns) for p in chosen]
-        after = [(p.prompt, change(str(p.chosen)), p.columns) for p in chosen]
-
-        def shift(judges: Sequence[Any], after: Any = after, before: Any = before) -> np.ndarray:
-            each = [scores_of(j, after, tokenizer) - scores_of(j, before, tokenizer) for j in judges]
-            return np.asarray(np.mean(each, axis=0))
-
-        moved = shift(judged.judges)
-        row: Results = {
-            "name": name,
-            "judge": float(moved.mean()) / (spread or 1.0),
-            "gains": float((moved > 0).mean()),
-        }
-        row |= {"gold": None, "gold_gains": None}
-        if judged.gold_judge is not None:
-            true = shift([judged.gold_judge])
-            row |= {"gold": float(true.mean()) / (gold_spread or 1.0), "gold_gains": float((true > 0).mean())}
-        found.append(row)
-    return found
+    chosen = [(p.prompt, p.chosen, p.columns) for p in judged.preferences if isinstance(p.chosen, str)][:PROBED]
+    if not chosen:
+        return []
+    gold_spread = 1.0 if judged.gold is None else float(judged.gold.std())
+    spread, gold = float(judged.scores.std()), judged.gold_judge
+    return probe(chosen, judged.judges, spread, gold=gold, gold_spread=gold_spread, tokenizer=tokenizer)
 
 
 def _grouped(judged: Judged, rows: np.ndarray, extra: Results) -> Results | None:

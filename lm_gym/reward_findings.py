@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 GAP = 0.03
@@ -22,7 +22,13 @@ OVER = 0.5
 
 def findings(results: Mapping[str, Any]) -> list[str]:
     """What a user should look at, the worst kinds first; empty where nothing stands out."""
-    return [*_labels(results), *_accuracy(results), *_biases(results), *_probes(results), *_rest(results)]
+    return [
+        *_labels(results),
+        *_accuracy(results),
+        *_biases(results),
+        *probe_findings(results["probes"]),
+        *_rest(results),
+    ]
 
 
 def _labels(results: Mapping[str, Any]) -> Iterator[str]:
@@ -70,8 +76,9 @@ def _biases(results: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def _probes(results: Mapping[str, Any]) -> Iterator[str]:
-    for row in results["probes"]:
+def probe_findings(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Changes that pay and should not, of the rows of :func:`lm_gym.reward_probes.probe`."""
+    for row in probes:
         known = row["gold"] is not None
         if row["judge"] >= PAID and (row["gold"] <= 0 if known else row["gains"] >= ALWAYS):
             gold = f"; the gold {row['gold']:+.2f}" if known else ""
@@ -92,9 +99,15 @@ def _rest(results: Mapping[str, Any]) -> Iterator[str]:
         )
     policy = results["policy"]
     if policy is not None and policy["gold_shift"] is not None:
-        over = policy["judge_shift"] - policy["gold_shift"]
-        if over > OVER:
-            yield (
-                f"Over-optimisation: on the policy's samples the judge is {policy['judge_shift']:+.2f} standard "
-                f"deviations above the held-out texts, the gold {policy['gold_shift']:+.2f}."
-            )
+        yield from over_optimisation(policy["judge_shift"], policy["gold_shift"])
+
+
+def over_optimisation(
+    judge: float, gold: float, *, texts: str = "held-out texts", gold_name: str = "gold"
+) -> Iterator[str]:
+    """Where the judge has risen further than the gold on the policy's samples, both in standard deviations."""
+    if judge - gold > OVER:
+        yield (
+            f"Over-optimisation: on the policy's samples the judge is {judge:+.2f} standard deviations above the "
+            f"{texts}, the {gold_name} {gold:+.2f}."
+        )

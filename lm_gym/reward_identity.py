@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 RewardModel = Callable[..., Any]
+
+USER_FILE = "__lm_gym_file__"
+"""Attribute of a module that was loaded from a user's file: that file's name."""
 
 
 def reward_model_name(reward_model: RewardModel) -> str:
@@ -19,7 +23,13 @@ def reward_model_name(reward_model: RewardModel) -> str:
     target = getattr(reward_model, "func", reward_model)  # a functools.partial
     if not hasattr(target, "__qualname__"):
         target = type(target)
-    return f"{target.__module__}:{target.__qualname__}"
+    return qualified_name(target)
+
+
+def qualified_name(target: Any) -> str:
+    """``module:qualified.name`` of a function or class; ``file.py:qualified.name`` where `py:./file.py:…` loaded it."""
+    module = sys.modules.get(target.__module__)
+    return f"{getattr(module, USER_FILE, target.__module__)}:{target.__qualname__}"
 
 
 def reward_model_hash(reward_model: RewardModel) -> str:
@@ -28,6 +38,7 @@ def reward_model_hash(reward_model: RewardModel) -> str:
     `reward_model.fingerprint()` if there is one (a classifier hashes its weights); otherwise the source of the function
     or class, with the plain values that it holds: defaults, closure, attributes.
     """
+    reward_model = getattr(reward_model, "stands_for", reward_model)  # one that only logs beside another
     fingerprint = getattr(reward_model, "fingerprint", None)
     parts: list[Any] = [reward_model_name(reward_model)]
     if callable(fingerprint):
@@ -65,5 +76,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}:{value.__qualname__}"
+        return qualified_name(value)
     return type(value).__qualname__

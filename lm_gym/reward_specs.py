@@ -32,6 +32,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
+from lm_gym.reward_identity import USER_FILE
+
 GROUP = "lm_gym.reward_models"
 PREFIXES = ("hf", "http", "combine")
 """Entry points that are reached by a prefix and not by their plain name."""
@@ -52,7 +54,7 @@ def load_reward_model(spec: Any) -> Callable[..., Any]:
     body, _, query = spec.partition("?")
     kind, colon, rest = body.partition(":")
     if colon and kind == "py":
-        return _made(_user_attribute(rest, spec), query, spec)
+        return _made(user_attribute(rest, spec), query, spec)
     if colon and kind == "hf":
         if not rest:
             raise ValueError(f"{spec!r}: expected hf:<hub id or folder>, such as hf:org/model?label=POSITIVE")
@@ -110,7 +112,15 @@ def _entry_point(name: str, spec: str = "") -> EntryPoint:
     raise ValueError(f"unknown reward model {name!r}.{_nearest(name, names)} Names: {', '.join(names)}; {hint}")
 
 
-def _user_attribute(rest: str, spec: str) -> Any:
+def user_attribute(rest: str, spec: str) -> Any:
+    """What ``py:`` means: ``module:attribute`` or ``./file.py:attribute``, a function or a class.
+
+    Args:
+        rest: what stands behind ``py:``. spec: all that the user wrote, for errors.
+
+    Raises:
+        ValueError: no such file, module or attribute (with the nearest), or it cannot be called.
+    """
     place, colon, path = rest.rpartition(":")
     if not colon or not place or not path:
         raise ValueError(f"{spec!r}: expected py:module:attribute or py:./file.py:attribute")
@@ -135,6 +145,7 @@ def _module_from_file(place: str, spec: str) -> types.ModuleType:
     module_spec = importlib.util.spec_from_file_location(name, path)
     assert module_spec is not None and module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
+    setattr(module, USER_FILE, path.name)
     sys.modules[name] = module  # dataclasses and pickle look the module up while it runs
     try:
         module_spec.loader.exec_module(module)

@@ -57,6 +57,12 @@ class Rollout:
     def __len__(self) -> int:
         return int(self.input_ids.shape[0])
 
+    def __repr__(self) -> str:
+        """One line: how many texts, and the shape of every tensor that is there."""
+        tensors = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        shapes = ", ".join(f"{name}={tuple(x.shape)}" for name, x in tensors if isinstance(x, torch.Tensor))
+        return f"Rollout({len(self)} texts: {shapes})"
+
     @property
     def tokens(self) -> torch.Tensor:
         """(B, T) response ids."""

@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from lm_gym.cuda_graph_step import StaticStep
 from lm_gym.fast_step import fast_trunk, hooked
+from lm_gym.positions import because
 
 if TYPE_CHECKING:
     from lm_gym.models import TransformersLM
@@ -131,20 +132,22 @@ class AttentionRows(Rows):
     def __init__(self, lm: TransformersLM, n: int, capacity: int, *, fast: bool = True) -> None:
         if capacity > lm.max_positions:
             raise ValueError(
-                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens, got prompts and max_new_tokens of "
-                f"{capacity} together: shorten the prompts or lower max_new_tokens"
+                f"model {lm.name!r} takes texts of up to {lm.max_positions} tokens{because(lm.max_positions)}, got "
+                f"prompts and max_new_tokens of {capacity} together: shorten the prompts or lower max_new_tokens"
             )
         self.lm, self.n, self.longest = lm, n, capacity
         self.base = lm._base()
         kind = getattr(self.base.config, "_attn_implementation", "sdpa")
         if kind not in ("sdpa", "eager"):
             raise ValueError(f"model {lm.name!r} expected sdpa or eager attention, got {kind!r}: load it with 'sdpa'")
-        self.fast = fast_trunk(self.base) if fast and kind == "sdpa" else None
+        self.fast = fast_trunk(self.base, capacity) if fast and kind == "sdpa" else None
         # room to walk before the live columns must move to the front; more room costs nothing, dead columns are cut off
         self.cache = ColumnCache(n, 2 * capacity + 32)
         self.births: list[int | None] = [None] * n  # each row's first column; None where it is parked
         self.first = torch.zeros(n, dtype=torch.long, device=lm.device)  # the same for the model
-        self.mask: torch.Tensor | None = None  # (n, 1, 1, capacity), additive; made when rows of two ages step
+        # made when rows of two ages step: additive (n, 1, 1, capacity) where the model is written out here, else (n,
+        # capacity) of 1 for tokens
+        self.mask: torch.Tensor | None = None
         self.fixed: bool | None = None  # whether steps of fixed shapes are recorded; None: shapes follow the texts
         self.static: StaticStep | None = None
         self._survey()
@@ -176,6 +179,7 @@ class AttentionRows(Rows):
 
     @torch.no_grad()
     def insert(self, rows: Sequence[int], prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        self.lm.check_ids(prompts, "prompt")
         unique: dict[tuple[int, ...], int] = {}
         places = [unique.setdefault(tuple(p), len(unique)) for p in prompts]
         lengths = [len(p) for p in unique]
@@ -264,8 +268,8 @@ class AttentionRows(Rows):
             hidden = self._written_out(tokens[:, None], slice(longest, longest + 1), None, cache)
         else:
             if self.mask is None:
-                columns = torch.arange(cache.capacity, device=self.first.device)
-                self.mask = self._additive(columns < self.first[:, None])[:, None, None]
+                hide = torch.arange(cache.capacity, device=self.first.device) < self.first[:, None]
+                self.mask = (~hide).long() if self.fast is None else self._additive(hide)[:, None, None]
             mask = self.mask[..., cache.start : cache.column + 1]
             positions = (cache.column - self.first).clamp_(max=self.longest - 1)[:, None]  # a parked row's mean nothing
             if self.fast is not None:
@@ -273,7 +277,7 @@ class AttentionRows(Rows):
             else:
                 out = self.base(
                     input_ids=tokens[:, None],
-                    attention_mask=mask,
+                    attention_mask=mask,  # of tokens: what else a model makes of it (ALiBi, windows) is its own affair
                     position_ids=positions,
                     past_key_values=cache,
                     use_cache=True,

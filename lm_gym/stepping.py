@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from lm_gym import kl_mode_notice
 from lm_gym.completions import Tails, finish_reason
 from lm_gym.mdp import KL_MODES, AlignmentMDP
 from lm_gym.prompts import Prompt
@@ -72,13 +73,16 @@ class Stepper:
 
     Args:
         mdp: the problem. n: how many rows.
-        kl_mode: "reference", "reported" or "none" (see :class:`lm_gym.env.LMAlignEnv`).
+        kl_mode: "reference", "reported" or "none" (see :class:`lm_gym.env.LMAlignEnv`); None is "reference", which
+            nobody chose.
         observation_mode: "tokens", "hidden" or "text". action_mode: "full" or "top_k".
     """
 
-    def __init__(self, mdp: AlignmentMDP, n: int, *, kl_mode: str, observation_mode: str, action_mode: str) -> None:
+    def __init__(
+        self, mdp: AlignmentMDP, n: int, *, kl_mode: str | None, observation_mode: str, action_mode: str
+    ) -> None:
         for name, value, known in (
-            ("kl_mode", kl_mode, KL_MODES),
+            ("kl_mode", kl_mode, (None, *KL_MODES)),
             ("observation_mode", observation_mode, OBSERVATION_MODES),
             ("action_mode", action_mode, ACTION_MODES),
         ):
@@ -90,7 +94,7 @@ class Stepper:
                 "and action_mode='full' takes none"
             )
         self.mdp, self.n, self.lm = mdp, n, mdp.reference
-        self.kl_mode, self.observation_mode, self.action_mode = kl_mode, observation_mode, action_mode
+        self.named_kl_mode, self.observation_mode, self.action_mode = kl_mode, observation_mode, action_mode
         self.kl_coef = mdp.kl_coef
         self.plans: dict[int, deque[Prompt]] = {}  # by row: prompts that its next episodes take, for groups of texts
         self.width = mdp.longest_prompt + mdp.max_new_tokens
@@ -110,6 +114,11 @@ class Stepper:
             early[eos.numpy()] = 0
         early.setflags(write=False)
         self.early_masks = np.broadcast_to(early, (n, self.n_actions))
+
+    @property
+    def kl_mode(self) -> str:
+        """What steps pay: the mode that was named, by the user or by an agent of ours, else "reference"."""
+        return self.named_kl_mode or "reference"
 
     def _allocate(self) -> None:
         n, lm = self.n, self.lm
@@ -249,6 +258,8 @@ class Stepper:
         if self.choices is not None:
             ids = self.choices[torch.arange(n), ids]
         self._check(index, ids, live, reported)
+        if self.named_kl_mode is None and self.kl_coef:
+            kl_mode_notice.warn_once()
         ref = np.where(live, self.logp.gather(-1, ids[:, None]).squeeze(-1).double().numpy(), 0.0)
         out = Outcome(np.zeros(n), np.zeros(n, dtype=bool), ref, np.zeros(n), np.zeros(n), np.zeros(n), live)
         if self.kl_mode == "reference":

@@ -63,6 +63,7 @@ class Mixture:
         reference = agent.mdp.reference
         self.agent, self.coef = agent, coef
         self.data = load_demonstrations(source, reference.tokenizer, max_tokens=reference.max_positions)
+        reference.check_ids((d.token_ids for d in self.data), "demonstration")
         self.order = Cycle(len(self.data), agent.generator)
 
     def __call__(self, count: int) -> dict[str, float]:

@@ -91,7 +91,7 @@ class Tracker:
     Args:
         out_dir: Folder of the run, made if missing; None writes no file (the terminal and remote trackers still work).
         config: Resolved configuration. Where it has no key ``run``, `lm_gym.runinfo.run_info` fills it.
-        trackers: Any of `TRACKERS`. The last three need ``pip install 'lm-gym[track]'``.
+        trackers: Any of `TRACKERS`. The last three need the extra ``track``.
         terminal: True draws the live panel, False prints one plain line a log, "auto" decides by whether stdout is a
             terminal.
         total: Tokens the run will make, for progress and time left; None if unknown.

@@ -41,7 +41,7 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
         *,
         autoreset_mode: str | AutoresetMode = AutoresetMode.SAME_STEP,
         max_episode_steps: int | None = None,
-        kl_mode: str = "reference",
+        kl_mode: str | None = None,
         observation_mode: str = "tokens",
         action_mode: str = "full",
         top_k: int | None = None,
@@ -98,7 +98,7 @@ class LMAlignVectorEnv(VectorEnv[Any, Any, np.ndarray]):
 
     def use_reported_kl(self, kl_coef: float | None = None) -> None:
         """As :meth:`lm_gym.env.LMAlignEnv.use_reported_kl`."""
-        self.stepper.kl_mode = "reported"
+        self.stepper.named_kl_mode = "reported"
         self.stepper.kl_coef = self.mdp.kl_coef if kl_coef is None else kl_coef
 
     def report_logprob(self, logprobs: Any) -> None:

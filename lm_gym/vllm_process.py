@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from lm_gym.extras import install_command
+
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # weights are handed over in memory: the model must be in this process
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else it moves our threads to cores of its choice
@@ -46,7 +48,7 @@ def import_vllm() -> Any:
     try:
         import vllm
     except ImportError as e:
-        raise ImportError(f"engine='vllm' needs vLLM ({e}): pip install 'lm-gym[vllm]', or use engine='builtin'") from e
+        raise ImportError(f"engine='vllm' needs vLLM ({e}): {install_command('vllm')}, or use engine='builtin'") from e
     return vllm
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lm_gym.models import check_ids
 from lm_gym.preferences import Preference, Ranking
 
 UNNAMED = "unnamed"
@@ -52,6 +53,7 @@ def encode(
     """
     index = {name: place for place, name in enumerate(names)}
     cache: dict[str, tuple[int, ...]] = {}
+    embeddings = len(judge.model.get_input_embeddings().weight)
     found = []
     for place, row in enumerate(data):
         pair = isinstance(row, Preference)
@@ -69,6 +71,7 @@ def encode(
             if key not in cache:
                 cache[key] = tuple(judge.tokens(row.prompt, completion))
             texts.append(cache[key])
+        check_ids(texts, embeddings, f"comparison {place}, text", judge.name, judge.tokenizer)
         label = row.label if isinstance(row, Preference) else 1.0
         wanted = margin if margins and margin is not None else 0.0
         found.append(Comparison(tuple(texts), label, wanted, index[who], repr(row.prompt)))

@@ -12,8 +12,14 @@ import torch
 from torch import Tensor
 
 from lm_gym import flat_trunk
+from lm_gym.positions import because, frequency_switch, hard_limit
 from lm_gym.rewards import Text, plain_text
 
+PROBE = (
+    "The weather was fine, and all of them went down to the sea; what they found there was an old boat.",
+    "It was an old boat.",
+)
+"""A long text and a short one: what padding does to the short one's score."""
 OUTPUTS = ("logit", "prob", "logprob")
 TEXTS = ("prompt+completion", "completion")
 
@@ -69,7 +75,12 @@ class Classifier:
             raise ValueError("classifier: a live model needs its tokenizer: Classifier(model, tokenizer=...)")
         self.model, self.tokenizer = model, tokenizer
         self.label = _label_index(model.config, label)
-        self.max_length = max_length or _own_limit(model.config, tokenizer)
+        self.max_length = _limit(model, tokenizer, max_length)
+        self._switch = frequency_switch(model.config.get_text_config())
+        # BigBird's sparse attention follows the length of the batch, and leaves it for good at the first short text
+        self._sparse = getattr(model.config, "attention_type", None) == "block_sparse"
+        # whether only texts of one length go together, since padding changes scores; None: not known yet
+        self._equal_lengths = True if self._sparse else None
         self._warned = False
 
     @torch.inference_mode()
@@ -143,6 +154,42 @@ class Classifier:
         return None if pad is None else int(pad)
 
     def logits(self, tokens: list[list[int]]) -> Tensor:
+        """(B, labels) float32 of B texts, each as if it were alone."""
+        groups: dict[Any, list[int]] = {}
+        for row, text in enumerate(tokens):
+            groups.setdefault(self._together(len(text), tokens), []).append(row)
+        if len(groups) == 1:
+            return self._padded(tokens)
+        parts = torch.cat([self._padded([tokens[row] for row in rows]) for rows in groups.values()])
+        order = torch.tensor([row for rows in groups.values() for row in rows], device=parts.device)
+        return parts[order.argsort()]
+
+    def _together(self, length: int, tokens: list[list[int]]) -> Any:
+        """What texts of one forward have in common: all, unless a longer neighbour would change what a text gets."""
+        if self._equal_lengths is None and len(set(map(len, tokens))) > 1:
+            self._equal_lengths = self._padding_counts()
+        # frequencies of longrope follow the longest text of a batch
+        return length if self._equal_lengths else self._switch is not None and length > self._switch
+
+    @torch.no_grad()
+    def _padding_counts(self) -> bool:
+        """Whether a text's score changes when it is padded beside a longer one.
+
+        It does where the head reads the last column (XLNet) or the trunk mixes padding in, mask or not (FNet's Fourier
+        transform, ConvBERT's convolutions, Nyströmformer, YOSO, CANINE).
+        """
+        if isinstance(getattr(self.model, "score", None), torch.nn.Linear) and flat_trunk.is_known(
+            self.model.base_model
+        ):
+            return False
+        long, short = (self.tokenizer(text)["input_ids"][: self.max_length] for text in PROBE)
+        if not 0 < len(short) < len(long):
+            return True
+        alone, beside = self._padded([short]), self._padded([short, long])[:1]
+        exact = self.model.dtype == torch.float32
+        return not torch.allclose(alone, beside, rtol=1e-3 if exact else 0.02, atol=1e-3 if exact else 0.02)
+
+    def _padded(self, tokens: list[list[int]]) -> Tensor:
         """(B, labels) float32 of B texts, padded behind with the pad token that the model's head looks for."""
         width = max(map(len, tokens))
         device = self.model.device
@@ -159,6 +206,8 @@ class Classifier:
             wanted = column == (column * real).amax(-1, keepdim=True)
             texts = flat_trunk.FlatTexts(ids, mask, wanted)
             return head(flat_trunk.run(base, texts.to(device))).float()  # type: ignore[no-any-return]
+        if self._sparse:
+            base.set_attention_type("block_sparse")
         logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
         return torch.as_tensor(logits).float()
 
@@ -176,21 +225,24 @@ class Classifier:
 
 def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
     from safetensors import SafetensorError
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from lm_gym.loading import SAFE, refuse_pickles
+    from lm_gym.loading import LOADING, SAFE, load_tokenizer, refuse_oversized, refuse_pickles
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
         raise ValueError(f"classifier: dtype is {dtype!r}; expected one of {', '.join(kinds)}")
     refuse_pickles(model, "classifier")
     try:
-        loaded, info = AutoModelForSequenceClassification.from_pretrained(
-            model, dtype=kinds[dtype], revision=revision, output_loading_info=True, **SAFE
-        )
-        tokenizer = model if tokenizer is None else tokenizer
-        if isinstance(tokenizer, str):
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer, revision=revision, trust_remote_code=False)
+        with LOADING:
+            from transformers import AutoModelForSequenceClassification
+
+            refuse_oversized(AutoModelForSequenceClassification, model, "classifier")
+            loaded, info = AutoModelForSequenceClassification.from_pretrained(
+                model, dtype=kinds[dtype], revision=revision, output_loading_info=True, **SAFE
+            )
+            tokenizer = model if tokenizer is None else tokenizer
+            if isinstance(tokenizer, str):
+                tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
     except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
     if info["missing_keys"]:
@@ -224,8 +276,16 @@ def _label_index(config: Any, label: str | int | None) -> int:
     raise ValueError(f"classifier: the model has no label {label!r}.{hint} It has {known}")
 
 
-def _own_limit(config: Any, tokenizer: Any) -> int | None:
-    """The most tokens that the model takes; None where neither it nor its tokenizer says so."""
-    limits = [getattr(tokenizer, "model_max_length", None), getattr(config, "max_position_embeddings", None)]
+def _limit(model: Any, tokenizer: Any, wanted: int | None) -> int | None:
+    """The most tokens that the model is given; None where neither it nor its tokenizer nor anybody says so.
+
+    Raises:
+        ValueError: more are wanted than it has positions for.
+    """
+    hard = hard_limit(model, together=False)
+    if wanted and hard is not None and wanted > hard:
+        raise ValueError(f"classifier: max_length is {wanted}; expected at most {hard} tokens{because(hard)}")
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [wanted] if wanted else [getattr(tokenizer, "model_max_length", None), positions, hard]
     known = [int(limit) for limit in limits if limit is not None and 0 < limit < 10**9]
     return min(known) if known else None

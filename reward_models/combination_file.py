@@ -60,6 +60,8 @@ def load_combination(path: str | Path) -> Callable[..., Any]:
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         hint = '\na text with ? inside [...] or {...} needs quotes: "length?target=3"' if "'?'" in str(error) else ""
         raise ValueError(f"combine: {path} is no YAML: {error}{hint}") from error
+    except RecursionError as error:
+        raise ValueError(f"combine: {path} is nested too deeply to be read") from error
     if not isinstance(read, Mapping):
         raise ValueError(f"combine: {path} expected a mapping with kind: one of {', '.join(KINDS)}, got {read!r:.80}")
     _open.append(path)

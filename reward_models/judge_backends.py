@@ -15,6 +15,7 @@ import torch
 from lm_gym.forward import by_length, pad_texts
 from lm_gym.loading import load_model
 from lm_gym.models import CausalLM
+from lm_gym.positions import because
 from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, ask
 from lm_gym.reward_models.judge_questions import Question, Verdict, mean_value, read_verdict
 from lm_gym.rewards import RewardModelError
@@ -182,7 +183,8 @@ class LocalModel:
         common = min(alike, min(map(len, whole)) - 1)
         if max(map(len, whole)) > self.lm.max_positions:
             raise RewardModelError(
-                f"the question has {max(map(len, whole))} tokens, and {self.lm.name} reads {self.lm.max_positions}: "
+                f"the question has {max(map(len, whole))} tokens, and {self.lm.name} reads {self.lm.max_positions}"
+                f"{because(self.lm.max_positions)}: "
                 "it takes shorter texts, or a shorter rubric",
                 row=row,
             )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
+from lm_gym.extras import install_command
 from lm_gym.rewards import Text, plain_text
 
 EASE = "flesch_reading_ease"
@@ -47,7 +48,7 @@ class Readability:
             from textstat.textstat import textstatistics
         except ImportError as error:
             raise ImportError(
-                "readability needs textstat, which is an extra: pip install 'lm-gym[readability]'"
+                f"readability needs textstat, which is an extra: {install_command('readability')}"
             ) from error
         self.measure, self.target = measure, target
         self._measured = getattr(textstatistics(), measure)  # of an object of our own: the shared one has settings

@@ -165,9 +165,9 @@ class Remote:
                 f"{self.name} takes texts, and the prompts are conversations: give tokenizer=<hub id or folder>"
             )
         if self._template is None:
-            from transformers import AutoTokenizer
+            from lm_gym.loading import load_tokenizer
 
-            self._template = AutoTokenizer.from_pretrained(self.tokenizer, trust_remote_code=False)
+            self._template = load_tokenizer(self.tokenizer, f"{self.name}'s tokenizer")
         messages = [*prompt, *(completion or ())]
         return str(
             self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=completion is None)

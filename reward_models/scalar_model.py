@@ -22,11 +22,11 @@ def scalar_model(model: Any, *, layers: int | None = None, device: str = "cpu") 
         layers: of the trunk, the first so many.
 
     Raises:
-        ValueError: no such model, or it has fewer layers.
+        ValueError: no such model, or it has fewer layers, or ``transformers`` has no such classifier for its class.
     """
-    from transformers import AutoModelForSequenceClassification
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoModelForSequenceClassification
 
-    lm = load_model(model)
+    lm = load_model(model, check=False)  # its trunk alone is used, by the classifier's own class
     if not isinstance(lm, TransformersLM):
         raise ValueError(f"model expected a transformers causal LM, got a {type(lm).__name__}")
     causal = lm.causal_lm()
@@ -42,9 +42,16 @@ def scalar_model(model: Any, *, layers: int | None = None, device: str = "cpu") 
     text.pad_token_id = lm.pad_id
     if hasattr(config, "quantization_config"):  # of a GGUF file, whose weights are float32 by now
         del config.quantization_config
-    scalar = AutoModelForSequenceClassification.from_config(config)
-    wanted = scalar.base_model.state_dict()
-    have = causal.base_model.state_dict()
+    scalar: Any = None
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        scalar = AutoModelForSequenceClassification.from_config(config)
+        wanted, have = scalar.base_model.state_dict(), causal.base_model.state_dict()
+    if not isinstance(getattr(scalar, "score", None), torch.nn.Linear) or not wanted.keys() <= have.keys():
+        raise ValueError(
+            f"model {lm.name!r} ({type(causal).__name__}) expected a class for which transformers has a classifier of "
+            "the last token's state by a linear layer, got one without. To do: take a base model of another class, "
+            "such as Llama, Qwen2, Mistral or Gemma 2"
+        )
     scalar.base_model.load_state_dict({name: have[name] for name in wanted})
     torch.nn.init.zeros_(scalar.score.weight)
     tokenizer = copy.deepcopy(lm.tokenizer)

@@ -11,4 +11,9 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import torch
 
+from lm_gym import kl_mode_notice
+
 torch.set_num_threads(1)
+
+# Most tests step an environment without naming its kl_mode; tests/test_kl_mode_notice.py tests the warning about it.
+kl_mode_notice.given = True

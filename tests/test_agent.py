@@ -371,3 +371,28 @@ def test_unknown_fields_and_models_are_told_apart() -> None:
         make({"batchsize": 3})
     with pytest.raises(ValueError, match="batch_size expected 1 to inf, got 0"):
         make({"batch_size": 0})
+
+
+@pytest.mark.parametrize("value", [100.5, "5", math.nan, math.inf, True, 0])
+def test_counts_are_whole_numbers_everywhere(value: Any) -> None:
+    agent = PPO(gym.make("LMAlignExact-v0"))
+    for call in (agent.learn, lambda n: agent.evaluate(n=n), lambda n: agent.learn(10, save_every=n)):
+        with pytest.raises(ValueError, match=r"expected at least 1, a whole number, got "):
+            call(value)
+    with pytest.raises(ValueError, match="batch_size expected "):
+        PPO(gym.make("LMAlignExact-v0"), batch_size=value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 1.5), ("seed", 0.5), ("learning_rate", "a"), ("vf_coef", math.nan)]
+)
+def test_fields_of_numbers_take_numbers(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{field} expected a .*number, got "):
+        PPO(gym.make("LMAlignExact-v0"), **{field: value})
+
+
+def test_agents_and_rollouts_print_in_a_line() -> None:
+    agent = PPO(gym.make("LMAlignExact-v0"), batch_size=32, seed=3)
+    assert repr(agent) == f"PPO({agent.mdp.reference.name!r}, batch_size=32, seed=3: 0 tokens in 0 updates)"
+    rollout, _ = agent.collect()
+    assert repr(rollout).startswith("Rollout(32 texts: input_ids=(32, 4), ") and "\n" not in repr(rollout)

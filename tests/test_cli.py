@@ -352,6 +352,62 @@ def test_agent_of_another_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         parse_train("mine", [])
 
 
+AGENT_FILE = '''
+from dataclasses import dataclass
+
+from lm_gym.agents.reinforce import REINFORCE, REINFORCEConfig
+
+
+@dataclass
+class MyConfig(REINFORCEConfig):
+    """Mine."""
+
+    patience: int = 2
+    """Mine."""
+
+
+class MyAgent(REINFORCE):
+    """An agent of mine."""
+
+    config_class, name = MyConfig, "my-agent"
+'''
+
+
+def test_agent_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """It trains, is sampled from and resumed by the same name, and its folder is named by its own."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(AGENT_FILE)
+    spelled = "py:./mine.py:MyAgent"
+    small = [flag for flag in SMALL if flag not in ("--epochs", "1", "--threads")]
+    assert main(["train", spelled, "--total-tokens", "1", "--patience", "4", *small]) == 0
+    [run] = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("-my-agent")
+    config = yaml.safe_load((run / "config.yaml").read_text())["agent"]
+    assert (config["name"], config["patience"]) == (spelled, 4)
+    assert main(["sample", "--model", str(run), "--prompt", "A film", "--max-new-tokens", "2"]) == 0
+    assert main(["train", spelled, "--resume", "--out", str(run), "--total-tokens", "100"]) == 0
+    capsys.readouterr()
+    for wrong, said in (
+        ("py:./mine.py:MyAgnt", "has no 'MyAgnt'. Did you mean 'MyAgent'?"),
+        ("py:./none.py:MyAgent", "there is no file"),
+        ("py:./mine.py:MyConfig", "expected a subclass of lm_gym.agent.LMAgent"),
+        ("py:./mine.py", "expected py:module:attribute or py:./file.py:attribute"),
+    ):
+        assert main(["train", wrong]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_help_is_plain_and_begins_with_what_matters(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in options.agent_names():
+        with pytest.raises(SystemExit):
+            main(["train", name, "--help"])
+        said = capsys.readouterr().out
+        assert not re.search(r":\w+:`|``|see the module", said), name
+        main_options = re.split(r"\n(?:╭|\+-)", said)[0]
+        names = re.findall(r"^  ([a-z-]+)  ", main_options, re.MULTILINE)
+        assert len(names) == 10 and all(re.search(f"--{option}[ ,]", said) for option in names), name
+
+
 def test_sample_prints_texts_with_rewards(capsys: pytest.CaptureFixture[str]) -> None:
     args = ["sample", "-p", "The food was", "The cake was", "-n", "3", "--reward", "vader", "--max-new-tokens", "8"]
     assert main(args) == 0
@@ -398,3 +454,12 @@ def test_help_needs_no_torch(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert done.stdout.rstrip().endswith("0 False")
     assert "doctor" in done.stdout
+
+
+def test_deep_nesting_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    deep = tmp_path / "deep.yaml"
+    deep.write_text("a: " + "[" * 3000 + "]" * 3000)
+    for args in (["train", "ppo", "--config", str(deep)], ["train", "ppo", "--reward", f"combine:{deep}"]):
+        assert main(args) == 2
+        [line] = capfd.readouterr().err.splitlines()
+        assert "nested too deeply" in line

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import small_lm
+from small_models import LETTERS, small_lm, tokenizer
+from transformers import MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from lm_gym import flat_trunk
 from lm_gym.forward import pad_texts, response_hidden, response_states
-from lm_gym.models import CausalLM
+from lm_gym.models import CausalLM, TransformersLM
 from lm_gym.policy import add_lora
 
 KINDS = ["llama", "gqa", "gpt2"]
@@ -46,6 +47,59 @@ def test_states_and_gradients_are_those_of_the_model(kind: str, shared: bool, eq
     assert gradient.keys() == plain_gradient.keys()
     for key in gradient:
         torch.testing.assert_close(gradient[key], plain_gradient[key], atol=1e-4, rtol=1e-4)
+
+
+def windowed(kind: str) -> CausalLM:
+    """Two layers: Mistral's both see 5 tokens, of Qwen2's only the second does."""
+    more: dict[str, Any] = {"max_window_layers": 1, "use_sliding_window": True} if kind == "qwen2" else {}
+    torch.manual_seed(0)
+    config = {"mistral": MistralConfig, "qwen2": Qwen2Config}[kind](
+        vocab_size=12,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        sliding_window=5,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        **more,
+    )
+    model = {"mistral": MistralForCausalLM, "qwen2": Qwen2ForCausalLM}[kind](config)
+    return TransformersLM(model.eval(), tokenizer(LETTERS), kind)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_layer_sees_no_further_than_its_window(kind: str, shared: bool) -> None:
+    lm = windowed(kind)
+    ids, seen, mask = texts(lm, shared=shared, longer=14)
+    assert flat_trunk.is_known(lm._base())  # type: ignore[attr-defined]
+    with torch.no_grad():
+        flat = response_states(lm, ids, seen, mask)
+        # each text alone, without padding, through the model's own forward pass
+        alone = []
+        for row in range(len(ids)):
+            text = ids[row][seen[row].bool()]
+            out = lm._base()(input_ids=text[None]).last_hidden_state[0]  # type: ignore[attr-defined]
+            count = int(mask[row].sum())
+            alone.append(out[len(text) - count - 1 : len(text) - 1])
+    torch.testing.assert_close(flat, torch.cat(alone), atol=2e-5, rtol=1e-5)
+    lm._base().config.sliding_window = 64  # type: ignore[attr-defined]
+    with torch.no_grad():
+        wide = response_states(lm, ids, seen, mask)
+    assert float((wide - flat).abs().max()) > 0.1  # the window counts here
+
+
+def test_a_trunk_that_looks_both_ways_is_left_to_the_model() -> None:
+    lm = small_lm("llama")
+    base = lm._base()
+    assert flat_trunk.is_known(base)
+    base.config.is_causal = False
+    assert not flat_trunk.is_known(base)
 
 
 def test_a_shared_prompt_is_computed_once_and_nothing_behind_what_is_asked_for() -> None:

@@ -1,13 +1,19 @@
 """How a name becomes a model, and what cannot be loaded."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import llama, tokenizer
+from small_models import llama, small_lm, tokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForSequenceClassification
 
 from lm_gym.loading import load_model
 from lm_gym.models import TransformersLM
+from lm_gym.policy import critic_from_reward_model
+from lm_gym.reward_models.classifier import Classifier
+from lm_gym.tiny import tiny_path
+from lm_gym.weight_shapes import oversized
 
 
 @pytest.fixture
@@ -64,3 +70,55 @@ def test_a_device_that_is_not_there() -> None:
 def test_a_live_model_without_a_tokenizer() -> None:
     with pytest.raises(ValueError, match="no tokenizer found at .*pass tokenizer="):
         load_model(llama(6))
+
+
+CLAIMS = [
+    ({"hidden_size": 200_000, "head_dim": 50_000}, r"weight of shape \(\d+, 200000\)"),
+    (
+        {"vocab_size": 10**10},
+        r"embed_tokens.weight of shape \(10000000000, 32\), and its files have it of shape \(\d+, 32",
+    ),
+    ({"intermediate_size": 10**9}, r"mlp.gate_proj.weight of shape \(1000000000, 32\)"),
+    ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, and its files have \d+ tensors in all"),
+    (
+        {"num_hidden_layers": 140, "intermediate_size": 480},
+        r"asks for 7,\d+,\d+ weights, and its files have",
+    ),
+]
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+@pytest.mark.parametrize(("claim", "message"), CLAIMS)
+def test_a_config_that_claims_more_than_the_weights_is_refused_before_memory_is_taken(
+    claim: dict[str, int], message: str, sharded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tok = tokenizer("abc")
+    lm = llama(len(tok))
+    head = LlamaForSequenceClassification(lm.config).eval()
+    for model, name in ((lm, "lm"), (head, "judge")):
+        folder = tmp_path / name
+        model.save_pretrained(folder, max_shard_size=5000 if sharded else "5GB")
+        assert (folder / "model.safetensors.index.json").exists() == sharded
+        tok.save_pretrained(folder)
+        assert oversized(type(model), str(folder)) is None
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | claim))
+    load = "transformers.modeling_utils.PreTrainedModel.from_pretrained"
+    monkeypatch.setattr(load, lambda *_, **__: pytest.fail("it was loaded"))
+    for what in (
+        lambda: load_model(str(tmp_path / "lm")),
+        lambda: Classifier(str(tmp_path / "judge"), label=0),
+        lambda: critic_from_reward_model(str(tmp_path / "judge"), small_lm()),
+    ):
+        with pytest.raises(ValueError, match=message):
+            what()
+
+
+def test_what_the_files_hold_beside_the_model_is_no_reason(tmp_path: Path) -> None:
+    """Tied heads, a new classifier's head, and a file without weights of the kind."""
+    tok = tokenizer("abc")
+    llama(len(tok), tie_word_embeddings=True).save_pretrained(tmp_path)
+    assert oversized(AutoModelForCausalLM, str(tmp_path)) is None
+    assert oversized(AutoModelForSequenceClassification, str(tmp_path)) is None
+    assert oversized(AutoModelForCausalLM, "no/such-folder") is None
+    assert oversized(AutoModelForCausalLM, str(tiny_path())) is None

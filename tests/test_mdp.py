@@ -247,7 +247,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, "max_new_tokens expected a whole number from 1 to 99999, got 0"),
     ({"max_new_tokens": 2.5}, "max_new_tokens expected a whole number"),
     ({"max_new_tokens": True}, "max_new_tokens expected a whole number"),
-    ({"max_new_tokens": 200}, "max_new_tokens expected fewer than the model's 128 positions, got 200"),
+    ({"max_new_tokens": 200}, "max_new_tokens expected fewer than the model's limit of 128 tokens, got 200"),
     ({"min_new_tokens": 9}, "min_new_tokens expected a whole number from 0 to 8, got 9"),
     ({"min_new_tokens": -1}, "min_new_tokens expected a whole number from 0 to 8, got -1"),
     ({"kl_coef": -0.1}, "kl_coef expected a finite number of at least 0, got -0.1"),

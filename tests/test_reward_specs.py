@@ -203,3 +203,15 @@ def test_every_name_is_in_the_docs():
     ours = {point.name for point in entry_points(group=GROUP) if point.value.startswith("lm_gym.")} - set(PREFIXES)
     assert [name for name in sorted(ours) if f"| `{name}` |" not in text] == []
     assert [name for name in RESERVED_COLUMNS if f"`{name}" not in text] == []
+
+
+def test_a_judge_of_a_file_is_called_as_it_was_written(tmp_path: Path) -> None:
+    """Not by the name of the module that it was loaded as, and with one hash wherever the file lies."""
+    hashes = set()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "rm1.py").write_text("def rhyme(completions):\n    return [0.0 for _ in completions]\n")
+        judge = load_reward_model(f"py:{folder}/rm1.py:rhyme")
+        assert reward_model_name(judge) == "rm1.py:rhyme"
+        hashes.add(reward_model_hash(judge))
+    assert len(hashes) == 1

@@ -229,7 +229,7 @@ def test_wrong_trackers_are_refused():
 @pytest.mark.parametrize("name", ["trackio", "wandb", "tensorboard"])
 def test_a_missing_tracker_names_the_extra(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer" if name == "tensorboard" else name, None)
-    with pytest.raises(ImportError, match=re.escape("pip install 'lm-gym[track]'")):
+    with pytest.raises(ImportError, match=re.escape("pip install -e '.[track]'")):
         tracker(tmp_path, trackers=[name])
 
 

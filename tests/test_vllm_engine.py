@@ -74,7 +74,7 @@ def test_weights_that_files_name_otherwise_are_refused(monkeypatch: pytest.Monke
 
 def test_without_vllm_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
-    with pytest.raises(ImportError, match=r"pip install 'lm-gym\[vllm\]', or use engine='builtin'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[vllm\]' .*, or use engine='builtin'"):
         PPO(environment(problem()), engine="vllm")
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(ValueError, match="VLLM_ENABLE_V1_MULTIPROCESSING=0"):

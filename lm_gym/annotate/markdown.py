@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lm_gym.extras import install_command
 from lm_gym.rewards import Text
 
 LONGEST = 20_000
@@ -112,7 +113,7 @@ def _tools() -> tuple[Callable[[str], str], Callable[[str], str]]:
         import nh3
         from markdown_it import MarkdownIt
     except ImportError as error:
-        raise ImportError(f"the annotation page needs {error.name}: pip install 'lm-gym[annotate]'") from error
+        raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
 
     # The names of languages behind a fence would not be seen: they become the first line of the block.
     def fence(_renderer: Any, tokens: Any, at: int, _options: Any, _env: Any) -> str:

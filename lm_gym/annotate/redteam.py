@@ -110,11 +110,15 @@ def model_writer(
         StoreError: the prompt is longer than the model's context leaves.
     """
     from lm_gym.decoding import Engine, GenerationParams
+    from lm_gym.positions import because
     from lm_gym.prompts import load_prompts
 
     room = lm.max_positions - max_new_tokens
     if room < 1:
-        raise ValueError(f"max_new_tokens expected fewer than the model's {lm.max_positions}, got {max_new_tokens}")
+        raise ValueError(
+            f"max_new_tokens expected fewer than the model's limit of {lm.max_positions} tokens{because(room)}, got "
+            f"{max_new_tokens}"
+        )
     engine = Engine(lm, seed=seed)
     params = GenerationParams(max_new_tokens=max_new_tokens, temperature=temperature, stop=stop)
     lock = threading.Lock()

@@ -14,6 +14,7 @@ from lm_gym.annotate.people import Annotator, holder, sign_in, signed_in
 from lm_gym.annotate.redteam import Writer, provoke
 from lm_gym.annotate.status import share, status
 from lm_gym.annotate.store import Conflict, Store, StoreError
+from lm_gym.extras import install_command
 from lm_gym.terminal import shorten
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def create_app(
         from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
         from starlette.exceptions import HTTPException
     except ImportError as error:
-        raise ImportError(f"the annotation page needs {error.name}: pip install 'lm-gym[annotate]'") from error
+        raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
 
     body: Any = Body()
     # No documentation pages: they would load scripts from another host.

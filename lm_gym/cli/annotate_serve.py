@@ -12,6 +12,7 @@ from lm_gym.annotate.importing import Imported, read_pairs
 from lm_gym.annotate.people import invite, invited
 from lm_gym.annotate.store import Store, add_pairs, set_need
 from lm_gym.cli.errors import say
+from lm_gym.extras import install_command
 from lm_gym.terminal import printable, shorten
 
 if TYPE_CHECKING:
@@ -87,9 +88,11 @@ def serve(options: Serve) -> int:
     try:
         import uvicorn
     except ImportError as error:
-        raise ImportError(f"the annotation page needs {error.name}: pip install 'lm-gym[annotate]'") from error
+        raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
     from lm_gym.annotate.server import create_app
 
+    if not 0 <= options.port <= 65535:
+        raise ValueError(f"port expected 0 to 65535 (0: any free one), got {options.port}")
     url, hosts = _address(options)
     guidelines = Path(options.guidelines).read_text(encoding="utf-8") if options.guidelines else ""
     with Store(options.db, create=True) as store:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm_gym.terminal import shorten
+
 PASSED_OVER = ("run",)
 """Sections of a run's config.yaml that say where it came from and configure nothing."""
 
@@ -53,7 +55,7 @@ def checked(name: str, value: Any, annotation: Any) -> Any:
             return _as_kind(value, kind)
         except (TypeError, ValueError):
             continue
-    raise ValueError(f"{name} expected {type_text(annotation)}, got {value!r}")
+    raise ValueError(f"{name} expected {type_text(annotation)}, got {shorten(repr(value), 80)}")
 
 
 def type_text(annotation: Any) -> str:
@@ -126,6 +128,8 @@ def load_mapping(path: Path) -> dict[Any, Any]:
         config = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply: expected keys with plain values") from error
     if config is None:
         return {}
     if not isinstance(config, dict):

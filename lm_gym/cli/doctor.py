@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lm_gym.extras import install_command
+
 OK, NOTE, BROKEN = "ok", "note", "BROKEN"
 LEAST_FREE = 100e6
 WANTED_FREE = 2e9
@@ -189,7 +191,7 @@ def check_extras() -> Iterator[Finding]:
             yield Finding(OK, extra, f"{purpose}: {', '.join(modules)}")
         else:
             detail = f"{purpose}: without {', '.join(missing)}"
-            yield Finding(NOTE, extra, detail, f"if you want it: pip install 'lm-gym[{extra}]'")
+            yield Finding(NOTE, extra, detail, f"if you want it: {install_command(extra)}")
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (

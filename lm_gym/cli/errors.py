@@ -26,6 +26,8 @@ def refusing() -> Iterator[None]:
     """Errors of set-up (a bad name, file, value, or a missing extra) as :class:`Refused`."""
     try:
         yield
+    except BrokenPipeError:  # `lm-gym train ppo --help | head`
+        raise
     except (ValueError, TypeError, OSError, ImportError) as error:
         # ModuleNotFoundError of a module of ours is a broken installation, which its own message explains.
         raise Refused(one_line(error)) from error

@@ -8,8 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from lm_gym.cli.errors import say
 from lm_gym.prompts import Prompt
 from lm_gym.runinfo import write_atomically
+from lm_gym.terminal import shorten
 
 if TYPE_CHECKING:
     from lm_gym.evaluation import Drawn
@@ -24,6 +28,7 @@ NUMBERS = (
     ("KL to the reference, nats a text", "objective/kl", ".2f"),
     ("reward − β·KL", "objective/j", ".3f"),
     ("length, tokens", "length/mean", ".1f"),
+    ("watching judge", "reward/watch", ".3f"),
     ("share that ends", "length/ended_share", ".0%"),
     ("distinct-1", "text/distinct_1", ".3f"),
     ("distinct-2", "text/distinct_2", ".3f"),
@@ -66,6 +71,45 @@ def pair_rows(before: Drawn, after: Drawn) -> list[dict[str, Any]]:
     ]
 
 
+def stands_out(agent: Any, before: Drawn, after: Drawn) -> list[str]:
+    """The findings of :mod:`lm_gym.run_findings`, with what changes of the texts before training earn of the judge."""
+    from lm_gym.reward_models.watched import Watched
+    from lm_gym.reward_probes import probe
+    from lm_gym.rewards import RewardModelError
+    from lm_gym.run_findings import run_findings, seen_in
+
+    mdp = agent.mdp
+    judge, gold = mdp.reward_model, None
+    if isinstance(judge, Watched):
+        judge, gold = judge.judge, judge.watch
+    seen = []
+    for drawn in (before, after):
+        watch = [float(score) for score in drawn.extra.get("watch", ())]
+        more = {"reward_std": float(np.std(drawn.scores)), "error": drawn.metrics["objective/scores_sem"]}
+        seen.append(seen_in([drawn.metrics], **more, **({"watch_std": float(np.std(watch))} if watch else {})))
+    texts = [
+        (p.for_reward, text, p.columns) for p, text in zip(before.prompts, before.texts, strict=True) if not p.messages
+    ]
+    probes: list[dict[str, Any]] = []
+    if texts:
+        spreads = {"gold_spread": seen[0].watch_std or 1.0}
+        try:
+            probes = probe(
+                texts, [judge], seen[0].reward_std or 1.0, gold=gold, **spreads, tokenizer=mdp.reference.tokenizer
+            )
+        except RewardModelError as error:  # one that cannot score an empty text has trained well all the same
+            say(f"note: what padding and repetition earn was not tried: {shorten(str(error), 200)}")
+    return run_findings(seen[0], seen[1], probes)
+
+
+def print_findings(found: Sequence[str]) -> None:
+    """What stands out, a paragraph each; nothing where nothing does."""
+    if found:
+        print("what stands out:")
+    for line in found:
+        print(f"- {line}")
+
+
 def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
@@ -85,6 +129,8 @@ def print_evaluation(before: Drawn, after: Drawn, rows: Sequence[Mapping[str, An
     for heading in ("", "before", "after"):
         table.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
     for label, key, form in NUMBERS:
+        if key not in before.metrics:  # of a judge that is not there
+            continue
         cells = [format(round(drawn.metrics[key], 4) + 0.0, form) for drawn in (before, after)]  # never -0.00
         if key == "objective/scores":
             cells = [

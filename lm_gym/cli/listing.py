@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
 
+from lm_gym.cli.help_text import first_line
+
 ENVIRONMENTS = {
     "LMAlign-v0": "write a text token by token; a reward model judges the end, and KL to the reference is paid",
     "LMAlignTopK-v0": "the same, choosing among the reference's 32 likeliest tokens",
@@ -69,4 +71,4 @@ def _described(point: EntryPoint) -> str:
         target = point.load()
     except Exception as error:  # another package's entry point may break in any way
         return f"cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
-    return str(target.__doc__ or "").strip().split("\n")[0]
+    return first_line(target)

@@ -13,6 +13,8 @@ from typing import Annotated, Any
 import tyro
 
 from lm_gym.cli.config_file import read_options
+from lm_gym.cli.help_text import first_line, overview
+from lm_gym.reward_specs import user_attribute
 from lm_gym.runinfo import KEEP_CHECKPOINTS
 
 AGENTS = "lm_gym.agents"
@@ -72,6 +74,9 @@ class RunOptions:
     the last tenth. What is evaluated on is never trained on."""
     eval_texts: int = 64
     """Texts to compare before and after; 0: none."""
+    watch: str | None = None
+    """A second judge, as --reward takes one, beside the first in logs and report. Nothing is trained on it: where it
+    does not follow, the first is exploited."""
     save_every: int | None = 50
     """Updates between checkpoints, beside the one at the end; None: only that one."""
     keep_checkpoints: int | None = KEEP_CHECKPOINTS
@@ -100,7 +105,7 @@ class TrainOptions:
     agent_name: str
     problem: ProblemOptions
     agent: Any
-    """An instance of ``agent_class.config_class``; its kl_coef stays None, the problem's counts."""
+    """An instance of `agent_class.config_class`; its kl_coef stays None, the problem's counts."""
     run: RunOptions
 
 
@@ -118,24 +123,29 @@ def agent_names() -> list[str]:
 
 
 def load_agent(name: str) -> Any:
-    """The class of an agent by its name on the command line.
+    """The class of an agent by its name on the command line, or by py:module:Class or py:./file.py:Class.
 
     Raises:
         ValueError: no such agent (with the nearest), or what is registered under the name is none.
     """
+    if name.startswith("py:"):
+        return _checked_agent(name, user_attribute(name.removeprefix("py:"), name))
     found = {point.name: point for point in entry_points(group=AGENTS)}
     if name not in found:
         near = difflib.get_close_matches(name, found, n=1)
         hint = f" did you mean {near[0]!r}?" if near else ""
         known = ", ".join(sorted(found)) or "none: is lm_gym installed? pip install -e . in its folder"
-        raise ValueError(f"there is no agent {name!r};{hint} known: {known}")
+        raise ValueError(f"there is no agent {name!r};{hint} known: {known}, or py:./file.py:Class")
+    return _checked_agent(f"{name} ({found[name].value})", found[name].load())
+
+
+def _checked_agent(name: str, agent: Any) -> Any:
     from lm_gym.agent import LMAgent
 
-    agent = found[name].load()
     if not (isinstance(agent, type) and issubclass(agent, LMAgent)):
-        raise ValueError(f"agent {name!r} ({found[name].value}) expected a subclass of lm_gym.agent.LMAgent")
+        raise ValueError(f"agent {name} expected a subclass of lm_gym.agent.LMAgent")
     if not dataclasses.is_dataclass(agent.config_class):
-        raise ValueError(f"agent {name!r} ({found[name].value}) expected a dataclass as its config_class")
+        raise ValueError(f"agent {name} expected a dataclass as its config_class")
     return agent
 
 
@@ -148,7 +158,7 @@ def parse_train(name: str, args: Sequence[str]) -> TrainOptions:
     """
     agent_class = load_agent(name)
     flags = _flags_type(agent_class)
-    description = f"Train with {name} ({agent_class.__name__}): {_first_line(agent_class)}"
+    description = overview(f"Train with {name} ({agent_class.__name__}): {first_line(agent_class)}")
 
     def parse(default: Any) -> Any:
         return tyro.cli(
@@ -203,7 +213,3 @@ def _with_file(flags: Any, path: str, name: str) -> Any:
     for key, value in values.items():
         setattr(known[key][0], key, value)
     return default
-
-
-def _first_line(target: Any) -> str:
-    return (target.__doc__ or "").strip().split("\n")[0]

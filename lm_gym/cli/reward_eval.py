@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import tyro
@@ -90,8 +89,7 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def _tokenizer(name: str) -> Any:
-    from transformers import AutoTokenizer
-
+    from lm_gym.loading import load_tokenizer
     from lm_gym.tiny import tiny_path
 
-    return AutoTokenizer.from_pretrained(str(tiny_path()) if name == "tiny" else str(Path(name)))
+    return load_tokenizer(str(tiny_path()) if name == "tiny" else name, "tokenizer")

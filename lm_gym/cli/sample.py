@@ -117,6 +117,7 @@ def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32")
 
 
 def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:
+    from lm_gym.positions import because
     from lm_gym.prompts import load_prompts
 
     if options.prompt and options.prompts is not None:
@@ -125,7 +126,8 @@ def _prompts(options: Sample, lm: CausalLM) -> list[Prompt]:
     room = lm.max_positions - options.max_new_tokens
     if room < 1:
         raise ValueError(
-            f"max_new_tokens expected fewer than the model's {lm.max_positions} positions, got {options.max_new_tokens}"
+            f"max_new_tokens expected fewer than the model's limit of {lm.max_positions} tokens{because(room)}, "
+            f"got {options.max_new_tokens}"
         )
     found = load_prompts(source, lm.tokenizer, max_tokens=room)
     return found if options.prompt else found[:PROMPTS_SHOWN]

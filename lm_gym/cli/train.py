@@ -33,6 +33,7 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
     with refusing():
         out = run_folder(options)
         agent, held_out, where = make_agent(options, out)
+        agent.named = options.agent_name
     config = resolved(options, held_out=where)
     provenance: dict[str, Any] = agent.run_info()
     if preset is not None:
@@ -65,7 +66,7 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
 def run_folder(options: TrainOptions) -> Path:
     """The run's folder: as asked for, or a new one named by date and time."""
     if options.run.out is None:
-        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_name}"
+        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_class.name}"
     out = Path(options.run.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out expected a folder, and {out} is a file")
@@ -116,6 +117,10 @@ def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
         say(f"note: {len(found) - len(train_prompts)} of {len(found)} prompts are in {source} too: not trained on")
     arguments = dataclasses.asdict(problem) | {"prompts": train_prompts}
     arguments["model" if problem.reference is None else "reference"] = lm
+    if run.watch is not None:
+        from lm_gym.reward_models.watched import Watched
+
+        arguments["reward_model"] = Watched(problem.reward_model, run.watch)
     env = gymnasium.make("LMAlign-v0", mdp=AlignmentMDP(**arguments))
     fields = dataclasses.asdict(options.agent)
     if not run.resume:
@@ -236,8 +241,17 @@ def _kept(out: Path) -> str:
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:
-    from lm_gym.cli.evaluate import EVAL_SEED, before_training, pair_rows, print_evaluation, write_pairs
+    from lm_gym.cli.evaluate import (
+        EVAL_SEED,
+        before_training,
+        pair_rows,
+        print_evaluation,
+        print_findings,
+        stands_out,
+        write_pairs,
+    )
     from lm_gym.held_out import spread
+    from lm_gym.report import write_findings
 
     prompts = spread(held_out, options.run.eval_texts)
     before = before_training(agent, prompts)
@@ -245,3 +259,6 @@ def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any],
     rows = pair_rows(before, after)
     write_pairs(out / "samples_before_after.jsonl", rows)
     print_evaluation(before, after, rows, what=where)
+    found = stands_out(agent, before, after)
+    write_findings(out, found)
+    print_findings(found)

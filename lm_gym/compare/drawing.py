@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lm_gym.compare.statistics import FloatArray
+from lm_gym.extras import install_command
 
 try:
     from matplotlib import rc_context
@@ -20,7 +21,7 @@ try:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator
 except ImportError as error:
-    raise ImportError("the figures of a comparison need matplotlib: pip install 'lm-gym[report]'") from error
+    raise ImportError(f"the figures of a comparison need matplotlib: {install_command('report')}") from error
 
 NEAREST = 1e-5
 """Scores are drawn up to 1 minus this: beyond it they are rounding."""

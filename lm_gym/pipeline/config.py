@@ -10,6 +10,7 @@ from lm_gym.agent import LMAgent
 from lm_gym.agent_config import make_config
 from lm_gym.agents.ppo import PPO
 from lm_gym.agents.sft import SFT
+from lm_gym.guard import Guard
 from lm_gym.preference_data import Annotators
 from lm_gym.reward_models.bradley_terry import RewardModelConfig
 
@@ -94,11 +95,22 @@ class RLStage:
     """β, the price of a nat of KL in units of the reward model: log-odds of being preferred."""
     save_every: int = 5
     """Updates between checkpoints, from which a stopped run goes on."""
+    guard_every: int = 0
+    """Above 0: every so many updates the policy is evaluated by the learned reward, on a tenth of the training prompts
+    that is then not trained on; one that got worse by more than its noise is taken back, with half the step size."""
+    guard_prompts: int = 64
+    """Texts of such an evaluation."""
+    guard_kl: float | None = None
+    """Nats a text: a policy further than this from the fine-tuned model is taken back too; None: no limit."""
     agent: dict[str, Any] = field(default_factory=dict)
     """Fields of the agent's config: batch_size, epochs, learning_rate and so on."""
 
     def __post_init__(self) -> None:
-        _at_least(self, total_tokens=1, save_every=1)
+        _at_least(self, total_tokens=1, save_every=1, guard_every=0)
+        if self.guard_every:
+            Guard(self.guard_every, None, self.guard_prompts, self.guard_kl)  # checks them
+        elif self.guard_kl is not None:
+            raise ValueError("rl.guard_kl has no effect without rl.guard_every, the updates between two looks")
         if not self.agent_class.trains:
             raise ValueError(f"rl expected an agent that trains, got {self.agent_class.name}")
         if not self.kl_coef >= 0:

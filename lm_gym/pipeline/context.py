@@ -17,7 +17,7 @@ from lm_gym.models import CausalLM
 from lm_gym.pipeline.config import Pipeline
 from lm_gym.pipeline.stage import Record
 from lm_gym.prompts import Prompt, load_prompts
-from lm_gym.rewards import Text, load_reward_model, score_texts
+from lm_gym.rewards import load_reward_model, score_texts
 
 POLICY, JUDGE = "policy", "model"
 """The folder of the trained model in a stage's folder, and that of the reward model."""
@@ -114,37 +114,3 @@ class Context:
             completion_ids=ids,
             columns={name: [p.columns.get(name) for p in prompts] for name in names},
         ).scores
-
-
-class Watched:
-    """The learned reward, with the gold score beside it in the logs; what is learned from is the first alone.
-
-    Metrics: ``reward/gold``, the mean gold score of the texts, and ``reward/gold_correlation``, Pearson's of the two
-    scores over the texts of a batch, left out where one of them is constant.
-    """
-
-    def __init__(self, learned: Any, gold: Any) -> None:
-        self.learned, self.gold = learned, gold
-        self.__name__ = "learned-reward"
-
-    def __call__(
-        self,
-        prompts: Sequence[Text],
-        completions: Sequence[Text],
-        completion_ids: Sequence[Sequence[int]],
-        trainer_state: Any = None,
-        log_extra: Any = None,
-        log_metric: Callable[[str, float], None] | None = None,
-        **columns: Any,
-    ) -> list[float]:
-        def scores(judge: Any) -> np.ndarray:
-            return score_texts(
-                judge, prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns
-            ).scores
-
-        learned, gold = scores(self.learned), scores(self.gold)
-        if log_metric is not None:
-            log_metric("gold", float(gold.mean()))
-            if learned.std() > 0 and gold.std() > 0:
-                log_metric("gold_correlation", float(np.corrcoef(learned, gold)[0, 1]))
-        return [float(score) for score in learned]

@@ -16,9 +16,11 @@ from lm_gym import checkpoints
 from lm_gym.agent import LMAgent
 from lm_gym.agents.sft import SFT
 from lm_gym.demonstrations import load_demonstrations
+from lm_gym.guard import Guard
+from lm_gym.held_out import split_prompts
 from lm_gym.judged_pairs import judge_pairs
 from lm_gym.pipeline.config import Pipeline
-from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped, Watched
+from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped
 from lm_gym.pipeline.demonstrations import from_the_world
 from lm_gym.pipeline.stage import Workplace, identity
 from lm_gym.preference_data import draw_pairs, label_pairs, write_preferences
@@ -27,6 +29,7 @@ from lm_gym.prompt_sources import read_items
 from lm_gym.report import write_report
 from lm_gym.reward_eval import evaluate
 from lm_gym.reward_models.bradley_terry import train_reward_model
+from lm_gym.reward_models.watched import Watched
 from lm_gym.reward_page import write_page
 from lm_gym.rewards import load_reward_model, plain_text
 from lm_gym.runinfo import write_atomically
@@ -230,10 +233,14 @@ def rl_inputs(ctx: Context) -> dict[str, Any]:
 def rl(ctx: Context, place: Workplace) -> dict[str, Any]:
     """Train the fine-tuned model against the learned reward; numbers: updates, texts and tokens drawn."""
     config = ctx.config.rl
-    reward = Watched(ctx.learned_reward, ctx.gold)
-    env = ctx.environment(ctx.policy("sft"), ctx.prompts[0], reward, kl_coef=config.kl_coef)
+    reward = Watched(ctx.learned_reward, ctx.gold, "gold")
+    prompts, guard = ctx.prompts[0], None
+    if config.guard_every:  # the evaluation prompts choose nothing
+        prompts, looked_at = split_prompts(prompts, None)
+        guard = Guard(config.guard_every, looked_at, config.guard_prompts, config.guard_kl)
+    env = ctx.environment(ctx.policy("sft"), prompts, reward, kl_coef=config.kl_coef)
     fields = {"seed": ctx.config.seed} | config.agent
-    agent = _learned(ctx, place, config.agent_class, env, fields, config.total_tokens, config.save_every)
+    agent = _learned(ctx, place, config.agent_class, env, fields, config.total_tokens, config.save_every, guard)
     _finish(agent, place)
     return {"agent": agent.name, "updates": agent.updates, "texts": agent.episodes, "tokens": agent.tokens}
 
@@ -243,11 +250,19 @@ def rl(ctx: Context, place: Workplace) -> dict[str, Any]:
 
 def _what_counts(section: dict[str, Any]) -> dict[str, Any]:
     """A section without what its result does not depend on."""
-    return {name: value for name, value in section.items() if name != "save_every"}
+    idle = set() if section.get("guard_every") else {"guard_every", "guard_prompts", "guard_kl"}
+    return {name: value for name, value in section.items() if name not in {"save_every", *idle}}
 
 
 def _learned(
-    ctx: Context, place: Workplace, kind: type[LMAgent], env: Any, fields: dict[str, Any], total: int, save_every: int
+    ctx: Context,
+    place: Workplace,
+    kind: type[LMAgent],
+    env: Any,
+    fields: dict[str, Any],
+    total: int,
+    save_every: int,
+    guard: Guard | None = None,
 ) -> LMAgent:
     """A trained agent, going on from the newest checkpoint of a process that was stopped.
 
@@ -275,6 +290,7 @@ def _learned(
             save_every=save_every,
             keep_checkpoints=KEPT,
             resume=begun,
+            guard=guard,
             callback=after_update,
         )
     if ctx.stop() and agent.progress < 1.0:

@@ -101,7 +101,7 @@ def test_without_the_extra_the_error_names_it(
     for module in ("uvicorn", "nh3"):
         monkeypatch.setitem(sys.modules, module, None)
     code, _, err = run(capsys, "serve", "--data", "pairs.jsonl")
-    assert code == 2 and "pip install 'lm-gym[annotate]'" in err
+    assert code == 2 and "pip install -e '.[annotate]'" in err
 
 
 def test_serve_prints_links_once_and_new_ones_on_demand(pairs: Path) -> None:

@@ -297,7 +297,7 @@ def test_a_bad_name_is_refused_before_anything_is_written(tmp_path: Path) -> Non
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path) -> None:
     script = "import sys; sys.modules['matplotlib'] = None; from lm_gym.compare.output import check; check('x.pdf')"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "pip install 'lm-gym[report]'" in done.stderr
+    assert "pip install -e '.[report]'" in done.stderr
 
 
 def test_eighty_agents_look_different_without_colour() -> None:

@@ -16,6 +16,7 @@ from pipeline_runs import made, write
 from lm_gym import tiny
 from lm_gym.cli import main
 from lm_gym.cli.pipeline import parse
+from lm_gym.held_out import split_prompts
 from lm_gym.pipeline import STAGES, Pipeline, run_pipeline
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.stage import Workplace, digest
@@ -180,9 +181,30 @@ def test_gold_is_beside_the_learned_reward_and_moves_nothing(whole: Path, tmp_pa
     assert digest(tmp_path / "aside" / "policy") == made(whole)["rl"]["products"]["policy"]
 
 
+def test_the_guard_looks_at_training_prompts_that_are_not_trained_on(copy: Path) -> None:
+    said: list[str] = []
+    flags = ["--config", str(copy / "pipeline.yaml"), "--rl.guard-every", "1", "--rl.guard-prompts", "8"]
+    _, config = parse([*flags, "--rl.guard-kl", "1e-6"])
+    evaluation = {p.text for p in Context(config, copy, say=said.append, stop=lambda: False, progress=False).prompts[1]}
+    run_pipeline(config, copy, until="rl", say=said.append)
+    rows = read_jsonl(copy / "rl" / "run" / "metrics.jsonl")
+    assert rows[0]["guard/kl"] > 1e-6 and rows[0]["guard/rollbacks"] == 1  # every policy is too far: taken back
+    looked_at = split_prompts(Context(config, copy, say=print, stop=lambda: False, progress=False).prompts[0], None)[1]
+    assert not evaluation & {p.text for p in looked_at}
+    trained_on = {row["prompt"] for row in read_jsonl(copy / "rl" / "run" / "samples.jsonl")}
+    assert trained_on and not trained_on & {p.text for p in looked_at}
+
+
+def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
+    inputs = json.loads((whole / "rl" / "stage.json").read_text())["inputs"]["rl"]
+    assert not [name for name in inputs if name.startswith("guard")]
+
+
 @pytest.mark.parametrize(
     ("section", "change", "said"),
     [
+        ("rl", {"guard_kl": 3.0}, "rl.guard_kl has no effect without rl.guard_every"),
+        ("rl", {"guard_every": 2, "guard_prompts": 4}, "guard n expected a whole number of at least 8"),
         ("rl", {"kl_cof": 0.1}, "unknown key 'kl_cof'; did you mean 'kl_coef'?"),
         ("sft", {"data": "x.jsonl"}, "unknown key 'data'"),
         ("rl", {"agent": "pppo"}, "did you mean 'ppo'?"),

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from small_models import small_lm
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -11,9 +12,15 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    MistralConfig,
+    MistralForSequenceClassification,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForSequenceClassification,
 )
 
+from lm_gym.forward import pad_texts
+from lm_gym.policy import critic_from_reward_model
 from lm_gym.reward_models.classifier import Classifier
 from lm_gym.rewards import load_reward_model, reward_model_hash, score_texts
 
@@ -227,3 +234,31 @@ def test_the_pad_token_of_the_tokenizer_stands_in(folder):
     config["pad_token_id"] = None
     (folder / "config.json").write_text(json.dumps(config))
     assert Classifier(str(folder), label=1, device="cpu").model.config.pad_token_id == 0
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_a_sliding_window_counts_in_a_judge_and_in_a_critic(kind, tokenizer, tmp_path):
+    options = {"num_key_value_heads": 2, "sliding_window": 8, "num_labels": 1, "pad_token_id": 0}
+    options |= {"initializer_range": 0.3, "max_position_embeddings": 64}
+    torch.manual_seed(0)
+    if kind == "mistral":
+        model = MistralForSequenceClassification(MistralConfig(vocab_size=len(WORDS), **SIZES, **options)).eval()
+    else:  # the second layer alone has the window
+        options |= {"use_sliding_window": True, "max_window_layers": 1}
+        model = Qwen2ForSequenceClassification(Qwen2Config(vocab_size=len(WORDS), **SIZES, **options)).eval()
+    texts = [" ".join("abcdefgh"[(i * i + n) % 8] for i in range(n)) for n in (22, 3, 40, 8, 9)]
+    expected = expected_logits(model, tokenizer, texts)[:, 0]
+    found = call(Classifier(model, tokenizer=tokenizer), prompts=[""] * len(texts), completions=texts)
+    assert found == pytest.approx(expected.tolist(), abs=1e-5)
+
+    model.save_pretrained(tmp_path)
+    critic = critic_from_reward_model(str(tmp_path), small_lm(alphabet="abcdefgh"))
+    ids, seen, mask = pad_texts([[6, 7, 8], [9]], [[6 + i * i % 8 for i in range(20)], [10, 11]], 0)
+    with torch.no_grad():
+        values = critic(ids, seen, mask)
+        alone = []
+        for row in range(2):
+            text = ids[row][seen[row].bool()]
+            states = model.base_model(input_ids=text[None]).last_hidden_state[0]
+            alone.append(model.score(states)[-int(mask[row].sum()) - 1 : -1, 0])
+    torch.testing.assert_close(values, torch.cat(alone), atol=1e-5, rtol=1e-5)

@@ -152,7 +152,7 @@ def test_wrong_readability(bad, message):
 
 def test_without_textstat_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "textstat.textstat", None)
-    with pytest.raises(ImportError, match=r"pip install 'lm-gym\[readability\]'"):
+    with pytest.raises(ImportError, match=r"pip install -e '\.\[readability\]'"):
         load_reward_model("readability")
 
 
