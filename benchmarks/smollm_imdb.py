@@ -81,7 +81,9 @@ def prepare(out: Path) -> None:
 
 def held_out(run: Path) -> dict[str, dict[str, float]]:
     """Mean score and its standard error before and after, and their paired difference, from the run's folder."""
-    rows = [json.loads(line) for line in (run / "samples_before_after.jsonl").read_text().splitlines()]
+    from lm_gym.run_files import read_jsonl
+
+    rows = read_jsonl(run / "samples_before_after.jsonl")
     before, after = (np.array([row[key] for row in rows]) for key in ("score_before", "score_after"))
     kl = np.array([row["kl"] for row in rows])
     named = {"before": before, "after": after, "after - before": after - before, "kl": kl}

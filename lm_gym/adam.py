@@ -41,6 +41,10 @@ class Adam32(torch.optim.AdamW):
         # as a group, which may be empty: an agent that does not train has no weights
         super().__init__([{"params": self.masters}], lr=lr, weight_decay=0.0, fused=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: an optimizer of PyTorch's keeps none of its own attributes."""
+        return super().__getstate__() | {"names": self.names, "weights": self.weights, "masters": self.masters}
+
     def _copies(self) -> Iterable[tuple[nn.Parameter, nn.Parameter]]:
         return ((p, m) for p, m in zip(self.weights, self.masters, strict=True) if m is not p)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 
-from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures
+from lm_gym import agent_state, agent_texts, blame, checkpoints, collect, measures, run_folder
 from lm_gym.adam import Adam32, refuse_float16
 from lm_gym.agent_config import AgentConfig, make_config, plain_config, whole
 from lm_gym.autocast import check_autocast
@@ -28,10 +29,11 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
-from lm_gym.rewards import prepare_reward_model, reward_model_hash, update_reward_model
+from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
+from lm_gym.trainer_state import TrainerState, trainer_state
 
 if TYPE_CHECKING:
     from lm_gym.example_source import ExampleSource
@@ -111,7 +113,9 @@ class LMAgent:
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
-        self.other_prompts = False
+        self.other_prompts = self.other_judge = False
+        self.run_mark: run_folder.Mark | None = None
+        """The folder of the run that this agent goes on with, as it found or left it."""
         self.kl_control = KLControl(self, c) if isinstance(c, PolicyGradientConfig) else None
         if isinstance(c, PolicyGradientConfig):
             check_autocast(c.autocast, self.policy.lm)
@@ -153,9 +157,9 @@ class LMAgent:
         return agent_texts.rollout_for_update(self)
 
     @property
-    def state(self) -> dict[str, Any]:
+    def state(self) -> TrainerState:
         """What reward models get as ``trainer_state``."""
-        return {"global_step": self.updates, "num_input_tokens_seen": self.tokens, "epoch": self.progress}
+        return trainer_state(self)
 
     def describe(self, rollout: Rollout) -> dict[str, float]:
         """Metrics of a rollout that this policy made: :func:`lm_gym.measures.describe`."""
@@ -194,7 +198,8 @@ class LMAgent:
         """Train on ``total_tokens`` more response tokens (the update that passes them is the last).
 
         Args:
-            out: the run's folder: config, metrics, samples, checkpoints; None: nothing is written.
+            out: the run's folder: config, metrics, samples, checkpoints; None: nothing is written. One that holds a run
+                is gone on with if it is this agent's own (it was loaded from there, or wrote it), else refused.
             trackers: see :class:`lm_gym.tracking.Tracker`. progress: draw progress on the terminal.
             save_every: updates between checkpoints; None: one at the end.
             keep_checkpoints: how many of them stay, the newest; None: all.
@@ -210,48 +215,63 @@ class LMAgent:
                 whole(name, value)
         if resume:
             agent_state.check_resume(self, guard is not None)
-        keep_freed_memory()
-        if self.updates == 0:
-            prepare_reward_model(self.mdp.reward_model, self.mdp)
-        self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
-        config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
-        config.setdefault("run", self.run_info() if out is not None else {})
-        tracker = Tracker(
-            out,
-            config=config,
-            trackers=tuple(t for t in trackers if out is not None or t not in ("csv", "jsonl")),
-            total=sum(self._schedule),
-            quiet=not progress,
-            resume=resume or self.updates > 0,
-        )
-        with tracker:
-            if out is not None and (resume or self.updates > 0):
-                tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
-                checkpoints.rewind(out, self.updates)
-            self.watch = None if guard is None else Watch(self, guard, self.saved_guard if resume else None)
-            self.saved_guard = saved = None
-            while self.progress < 1.0:
-                try:
-                    done = self._advance()
-                except blame.Suspect as error:
-                    tracker.note(blame.answer(self, error, out))
-                    continue
-                metrics = done.metrics
-                if self.watch is not None:
-                    metrics |= self.watch.after_update(note=tracker.note)
-                tracker.log(metrics, step=self.updates, tokens=self.tokens)
-                tracker.samples(done.samples, self.updates)
-                if out is not None and save_every and self.updates % save_every == 0:
-                    saved = self._keep(out, keep_checkpoints)
-                if callback is not None and callback(self, metrics) is False:
-                    break
-        if out is not None and saved != self.updates:
-            self._keep(out, keep_checkpoints)
+        with contextlib.ExitStack() as stack:
+            if out is not None:
+                out = stack.enter_context(run_folder.taken(self, Path(out), resume))
+            keep_freed_memory()
+            if out is not None or reward_state(self.mdp.reward_model) is not None:
+                _ = self.mdp.reward_hash  # as it is before it learns
+            if self.updates == 0:
+                prepare_reward_model(self.mdp.reward_model, self.mdp)
+            self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
+            config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
+            config.setdefault("run", self.run_info() if out is not None else {})
+            tracker = Tracker(
+                out,
+                config=config,
+                trackers=tuple(t for t in trackers if out is not None or t not in ("csv", "jsonl")),
+                total=sum(self._schedule),
+                quiet=not progress,
+                resume=resume or self.updates > 0,
+            )
+            with tracker:
+                if out is not None and (resume or self.updates > 0):
+                    tracker.truncate_to(self.updates)  # an agent that was loaded goes on where its checkpoint is
+                    checkpoints.rewind(out, self.updates)
+                self.watch = None if guard is None else Watch(self, guard, self.saved_guard if resume else None)
+                self.saved_guard = saved = None
+                while self.progress < 1.0:
+                    try:
+                        done = self._advance()
+                    except blame.Suspect as error:
+                        tracker.note(blame.answer(self, error, out))
+                        continue
+                    metrics = done.metrics
+                    if self.watch is not None:
+                        metrics |= self.watch.after_update(note=tracker.note)
+                    self._log(tracker, done, out)
+                    if out is not None and save_every and self.updates % save_every == 0:
+                        saved = self._keep(out, keep_checkpoints)
+                    if callback is not None and callback(self, metrics) is False:
+                        break
+            if out is not None and saved != self.updates:
+                self._keep(out, keep_checkpoints)
         return self
 
-    def _keep(self, out: str | Path, keep: int | None) -> int:
+    def _log(self, tracker: Tracker, done: Update, out: Path | None) -> None:
+        """Write down what an update did. Where that is refused, the update is kept all the same."""
+        try:
+            tracker.log(done.metrics, step=self.updates, tokens=self.tokens)
+            tracker.samples(done.samples, self.updates)
+        except (ValueError, TypeError, OSError):  # a metric's name, a disk that is full of rows: we may have room
+            if out is not None:
+                with contextlib.suppress(OSError):  # the first error says what is wrong
+                    self._keep(out, None)
+            raise
+
+    def _keep(self, out: Path, keep: int | None) -> int:
         """A checkpoint in a run's folder, and old ones out of it; its number."""
-        self.save(Path(out) / "checkpoints" / f"step-{self.updates}")
+        self.save(out / "checkpoints" / f"step-{self.updates}")
         checkpoints.prune(out, keep)
         return self.updates
 
@@ -259,7 +279,7 @@ class LMAgent:
         """Seed, versions, git revision, command, and the hashes of reference and reward model, for ``config.yaml``."""
         hashes = {
             "reference": self.mdp.reference.fingerprint(),
-            "reward_model": reward_model_hash(self.mdp.reward_model),
+            "reward_model": self.mdp.reward_hash,
         }
         return run_info(seed=self.config.seed, hashes=hashes)
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from lm_gym import checkpoints, env_state
+from lm_gym import checkpoints, env_state, run_folder
 from lm_gym.agent_config import plain_config, refuse_live
-from lm_gym.rewards import load_reward_state, reward_state
+from lm_gym.rewards import load_reward_state, reward_model_name, reward_state
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
@@ -33,7 +33,9 @@ STATE_KEYS = (
     ),
     *("engine_rng", "rng", "env", "reference", "score_scale", "kl_control", "reward_model", "guard", "extra"),
 )
-"""What ``state.json`` of a checkpoint must hold, and nothing else."""
+"""What ``state.json`` of a checkpoint must hold."""
+JUDGE = "reward_model_hash"
+"""What it may hold beside: earlier versions did not write it."""
 GUARD = "guard_"
 """Before the name of a group: the guard's last good one."""
 
@@ -122,6 +124,7 @@ def save(agent: LMAgent, folder: str | Path) -> Path:
         "score_scale": None if agent.score_scale is None else list(agent.score_scale),
         "kl_control": None if control is None else control.state_dict(),
         "reward_model": reward_state(agent.mdp.reward_model),
+        JUDGE: agent.mdp.reward_hash,
         "guard": None if guard is None else guard[0],
         "extra": agent.extra_state(),
     }
@@ -136,7 +139,10 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
         ValueError: if it is damaged, of another agent, or does not fit this one's parameters.
     """
     path = checkpoints.latest(folder)
-    groups, state = checkpoints.load(path)
+    try:
+        groups, state = checkpoints.load(path)
+    except ValueError as e:
+        raise ValueError(f"{e}{checkpoints.older_whole(path)}") from e
     _check_state(state, groups, path, kind)
     config = {**state["config"], **overrides}
     refuse_live(config, kind.__name__)
@@ -159,6 +165,7 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     agent.step_size_factor = float(state["step_size_factor"])
     scale = state["score_scale"]
     agent.score_scale = None if scale is None else (float(scale[0]), float(scale[1]))
+    agent.other_judge = state.get(JUDGE, agent.mdp.reward_hash) != agent.mdp.reward_hash
     load_reward_state(agent.mdp.reward_model, state["reward_model"])
     try:
         if state["prompts"] == agent.mdp.prompts_hash:
@@ -177,6 +184,8 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     if state["guard"] is not None:
         good = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
         agent.saved_guard = (state["guard"], good)
+    if path.parent.name == "checkpoints":
+        agent.run_mark = run_folder.mark(path.parent.parent)
     return agent
 
 
@@ -199,7 +208,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
     missing += [f"{name}.safetensors" for name in ("policy", "optimizer") if name not in groups]
     if missing:
         raise ValueError(f"checkpoint {path} is damaged: {missing} are missing")
-    if odd := sorted(set(state) - set(STATE_KEYS)):
+    if odd := sorted(set(state) - {*STATE_KEYS, JUDGE}):
         raise ValueError(f"checkpoint {path}: state.json has {odd}, which no agent saves")
 
     def count(x: Any) -> bool:
@@ -213,6 +222,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
         **{key: isinstance(state[key], dict) for key in ("config", "extra")},
         **{key: isinstance(state[key], str) for key in ("engine_rng", "rng", "reference", "prompts")},
         **{key: state[key] is None or isinstance(state[key], dict) for key in ("env", "kl_control", "reward_model")},
+        JUDGE: isinstance(state.get(JUDGE, ""), str),
         "guard": state["guard"] is None or isinstance(state["guard"], dict),
         "kl_coef": numbers([state["kl_coef"]], 1) and state["kl_coef"] >= 0,
         "step_size_factor": numbers([state["step_size_factor"]], 1) and 0 < state["step_size_factor"] <= 1,
@@ -236,5 +246,12 @@ def check_resume(agent: LMAgent, guarded: bool) -> None:
         warnings.warn(
             "the environment's prompts are not those of the checkpoint: a new round of them begins, and the run is not "
             "the one that it would have been",
+            stacklevel=3,
+        )
+    if agent.other_judge:
+        warnings.warn(
+            f"the reward model {reward_model_name(agent.mdp.reward_model)} is not the one of the checkpoint (its code, "
+            "weights or configuration is another): the optimizer's moments, a value head, and what a guard or a "
+            "normalisation holds are of the old one's scores",
             stacklevel=3,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,19 @@ import torch
 from lm_gym import blame, collect
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import Completion, Engine, restrict, top_k_ids
-from lm_gym.mdp import AlignmentMDP
+from lm_gym.mdp import AlignmentMDP, Scored
 from lm_gym.models import CausalLM
 from lm_gym.prompts import Prompt, load_prompts
+from lm_gym.reward_errors import RewardModelError, shown
+from lm_gym.reward_identity import reward_model_name
 from lm_gym.rollout import Rollout
 from lm_gym.values import critic_values, values_after
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
+
+LARGEST_TRAINED = 1e18
+"""Of a score: the squares of 340 texts of it are the most that float32 adds up."""
 
 
 def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
@@ -61,6 +67,8 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
             shared_blocks=agent.policy.frozen_layers if mdp.shares_model else 0,
             trainer_state=agent.state,
         )
+    if agent.score_scale is None:
+        _check_squares(mdp, completions, scored)
     rollout = Rollout.from_completions(
         completions, scored, pad_id=agent.policy.lm.pad_id, min_new_tokens=mdp.min_new_tokens
     )
@@ -134,3 +142,17 @@ def state_logits(lm: CausalLM, language: Any, temperature: float = 1.0) -> torch
     if lm.hidden_size != n_states:
         raise ValueError(f"expected a policy of this language ({n_states} states), got one with {lm.hidden_size}")
     return lm.head(torch.eye(n_states, device=lm.device)) / temperature
+
+
+def _check_squares(mdp: AlignmentMDP, completions: Sequence[Completion], scored: Scored) -> None:
+    """Refuse scores whose squares float32 cannot add up: the loss would be no number, and would not name the judge."""
+    row = int(scored.scores.abs().argmax())
+    score, prompt = float(scored.scores[row]), completions[row].prompt
+    if abs(score) > LARGEST_TRAINED:
+        raise RewardModelError(
+            f"reward model {reward_model_name(mdp.reward_model)} gave {score:g}, and what is trained on has at most "
+            f"±{LARGEST_TRAINED:g}: float32 cannot add up the squares of more. Scale it, or set normalize_scores\n"
+            f"  on completion {row} of {len(completions)}:\n"
+            f"  prompt: {shown(prompt and prompt.text)}\n  completion: {shown(scored.texts[row])}",
+            row=row,
+        )

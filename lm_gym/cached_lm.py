@@ -61,6 +61,14 @@ class CachedLM:
         self.moved = False  # whether an optimizer has moved weights since the last call
         _watching.add(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle: without what was computed with weights that a copy no longer shares."""
+        return self.__dict__ | {"_rows": None, "_seen": None, "_weights": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        _watching.add(self)
+
     @torch.no_grad()
     def act(
         self, obs: Any, *, action_mask: Any = None, action_tokens: Any = None, deterministic: bool = False

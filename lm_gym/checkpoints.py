@@ -7,11 +7,13 @@ refused with its name. That tells accidents; whoever means harm can write a hash
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ def save(folder: str | Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], 
     """Write a checkpoint whole or not at all: a folder beside it is filled, flushed to disk and renamed.
 
     Raises:
-        ValueError: the state holds a NaN or an infinity. OSError: the disk is full or the folder cannot be written;
-            names it, and what was there before is whole.
+        ValueError: the state holds a NaN or an infinity, or the folder holds something that is no checkpoint.
+        OSError: the disk is full or the folder cannot be written; names it, and what was there before is whole.
     """
     folder = Path(folder)
+    _refuse_others(folder)
     aside, old = _aside(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -54,6 +57,19 @@ def save(folder: str | Path, tensors: Mapping[str, Mapping[str, torch.Tensor]], 
         raise
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def _refuse_others(folder: Path) -> None:
+    """What is there is replaced as a whole: it has to be a checkpoint."""
+    if not folder.exists():
+        return
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else [folder.name]
+    odd = sorted(name for name in names if name != STATE and not name.endswith(".safetensors"))
+    if odd or (names and STATE not in names):
+        raise ValueError(
+            f"{folder} holds {', '.join((odd or names)[:3])} and is no checkpoint, which a new one could replace: "
+            "give a folder of its own, such as <run>/checkpoints/step-N"
+        )
 
 
 def _aside(folder: Path) -> tuple[Path, Path]:
@@ -182,7 +198,37 @@ def latest(run: str | Path) -> Path:
     found = numbered(run)
     if not found:
         raise ValueError(f"expected a run's folder with checkpoints/step-N, or a checkpoint, got {str(run)!r}")
-    return found[max(found)]
+    newest = max(found)
+    if broken := {n: path for n, path in _broken(run).items() if n > newest}:
+        warnings.warn(
+            f"{broken[max(broken)]} has no {STATE} and is no whole checkpoint: {found[newest]} is taken, the newest "
+            "whole one",
+            stacklevel=3,
+        )
+    return found[newest]
+
+
+def older_whole(checkpoint: Path) -> str:
+    """What a run can go on from where this checkpoint is damaged, in words; looks at every byte of the older ones."""
+    number = checkpoint.name.removeprefix("step-")
+    if checkpoint.parent.name != "checkpoints" or not number.isdecimal():
+        return ""
+    whole = []
+    for n, path in sorted(numbered(checkpoint.parent.parent).items(), reverse=True):
+        with contextlib.suppress(ValueError):
+            if n < int(number):
+                load(path)
+                whole.append(path.name)
+    if not whole:
+        return f". No older one in {checkpoint.parent} is whole"
+    which = f"{whole[0]} is" if len(whole) == 1 else f"{', '.join(whole)} are"
+    return f". {which} whole: remove {checkpoint} to go on from {whole[0]}"
+
+
+def _broken(run: Path) -> dict[int, Path]:
+    """Folders of a run that have a checkpoint's name and no state."""
+    found = {path.name.removeprefix("step-"): path for path in (run / "checkpoints").glob("step-*")}
+    return {int(n): path for n, path in found.items() if n.isdecimal() and not (path / STATE).is_file()}
 
 
 def numbered(run: Path) -> dict[int, Path]:
@@ -198,9 +244,9 @@ def numbered(run: Path) -> dict[int, Path]:
 
 
 def rewind(run: str | Path, step: int) -> None:
-    """Remove what a run that goes on from ``step`` would contradict: later checkpoints, and half-written ones."""
+    """Remove what a run that goes on from ``step`` would contradict: later checkpoints, and broken ones."""
     run = Path(run)
-    for number, path in numbered(run).items():
+    for number, path in (numbered(run) | _broken(run)).items():
         if number > step:
             _remove(path)
     for left in (run / "checkpoints").glob(".step-*"):

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_gym.folders import filled_aside
 from lm_gym.runinfo import current_command, package_versions, plain, write_atomically
 
 if TYPE_CHECKING:
@@ -52,21 +53,31 @@ def save_pretrained(
         push_to_hub: a repository, ``org/name``, to upload the folder to (made private if it is new); None: nowhere.
 
     Raises:
-        ValueError: the policy is no ``transformers`` model, or the folder holds something else.
+        ValueError: the policy is no ``transformers`` model, or the folder holds something else. OSError: a full disk;
+            what was there before is whole.
     """
-    from lm_gym.loading import quiet
-
     model = getattr(agent.policy.lm, "model", None)
     if model is None:
         raise ValueError(f"save_pretrained expected a transformers policy, got {type(agent.policy.lm).__name__}")
     adapter = hasattr(model, "merge_and_unload")
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ORIGIN).is_file())):
-        raise ValueError(f"{folder} holds something that is no exported model: choose another folder, or move it away")
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("*.safetensors"):
-        old.unlink()  # an adapter beside whole weights would be loaded on top of them
-    (folder / "adapter_config.json").unlink(missing_ok=True)
+    with filled_aside(folder) as aside:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ORIGIN).is_file())):
+            raise ValueError(
+                f"{folder} holds something that is no exported model: choose another folder, or move it away"
+            )
+        _write(agent, model, aside, adapter=adapter, merge=merge, run=run)
+        for old in folder.glob("*.safetensors*"):  # with the index of several
+            old.unlink()  # an adapter beside whole weights would be loaded on top of them
+        (folder / "adapter_config.json").unlink(missing_ok=True)
+    if push_to_hub is not None:
+        _push(folder, push_to_hub)
+    return folder
+
+
+def _write(agent: LMAgent, model: Any, folder: Path, *, adapter: bool, merge: bool, run: str | Path | None) -> None:
+    from lm_gym.loading import quiet
+
     if adapter and merge:
         model = copy.deepcopy(model).merge_and_unload()
     generation = generation_config(agent)
@@ -82,9 +93,6 @@ def save_pretrained(
     facts = about(agent, run)
     write_atomically(folder / ORIGIN, json.dumps(facts["origin"], indent=1, ensure_ascii=False) + "\n")
     write_atomically(folder / "README.md", card(facts, adapter=adapter and not merge))
-    if push_to_hub is not None:
-        _push(folder, push_to_hub)
-    return folder
 
 
 def generation_config(agent: LMAgent) -> Any:
@@ -136,9 +144,10 @@ def about(agent: LMAgent, run: str | Path | None) -> dict[str, Any]:
     metrics: Mapping[str, Any] = {} if last is None else last.metrics
     samples = [] if last is None else last.samples
     if run is not None:
+        from lm_gym.run_folder import CONFIG, config_of
         from lm_gym.runinfo import read_config
 
-        config = read_config(Path(run) / "config.yaml")
+        config = read_config(config_of(Path(run)) or Path(run) / CONFIG)
         info = config.get("run") or {}
         command, hashes = info.get("command", command), {**hashes, **(info.get("hashes") or {})}
         reward = config.get("reward_model", reward)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lm_gym.preferences import Preference
+from lm_gym.reward_specs import parameters_of
 from lm_gym.rewards import Text, plain_text, reward_model_name, score_texts
 
 
@@ -84,7 +84,7 @@ def judge_pairs(
 
 def scores_of(judge: Any, rows: Sequence[tuple[Text, Text, Any]], tokenizer: Any = None) -> np.ndarray:
     """(N,) scores of rows (prompt, completion, columns)."""
-    reads_ids = "completion_ids" in inspect.signature(judge).parameters
+    reads_ids = "completion_ids" in (parameters_of(judge) or {})
     if reads_ids and tokenizer is None:
         raise ValueError(f"{reward_model_name(judge)} reads token ids: give a tokenizer (--tokenizer tiny)")
     ids = [

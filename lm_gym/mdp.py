@@ -28,7 +28,7 @@ from lm_gym.models import Below, CausalLM, different_tokens
 from lm_gym.positions import because
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.reference_pass import reference_pass
-from lm_gym.rewards import load_reward_model, score_texts
+from lm_gym.rewards import load_reward_model, reward_model_hash, score_texts
 
 KL_MODES = ("reference", "reported", "none")
 STEP_LIMIT = 100_000
@@ -212,6 +212,11 @@ class AlignmentMDP:
     def prompts_hash(self) -> str:
         """16 hexadecimal digits of all prompts' tokens in their order."""
         return hashlib.sha256(repr([p.token_ids for p in self.prompts]).encode()).hexdigest()[:16]
+
+    @cached_property
+    def reward_hash(self) -> str:
+        """:func:`lm_gym.rewards.reward_model_hash` of the reward model, as it was when this was first asked for."""
+        return reward_model_hash(self.reward_model)
 
     def draw_prompt(self, rng: np.random.Generator) -> Prompt:
         """One prompt, uniformly."""

@@ -12,6 +12,7 @@ from typing import Any
 from lm_gym.report_style import page, safe
 from lm_gym.run_files import read_jsonl
 from lm_gym.run_findings import of_a_log
+from lm_gym.run_folder import config_of
 from lm_gym.runinfo import read_config, write_atomically
 from lm_gym.svg_chart import MOST_POINTS, SMOOTH_FROM, line_chart, number_text
 from lm_gym.terminal import as_text
@@ -110,8 +111,8 @@ def read_run(folder: Path, before_after: Sequence[Mapping[str, Any]] | None = No
         if lacking := [key for key in ("prompt", "before", "after") if key not in row]:
             raise ValueError(f"before_after row {index} has no {' and no '.join(lacking)}; its keys are {sorted(row)}")
     config: dict[str, Any] = {}
-    if (folder / "config.yaml").exists():
-        config = read_config(folder / "config.yaml")
+    if (path := config_of(folder)) is not None:
+        config = read_config(path)
     else:
         missing.append("configuration and provenance (config.yaml is not there)")
     if not (metrics or pairs or samples or config):

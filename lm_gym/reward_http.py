@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import hmac
+import io
 import json
+import math
+import re
 import socket
 import socketserver
 import sys
 import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
+from lm_gym.deadline import Until, most_connections
 from lm_gym.reward_requests import Problem
 
 if TYPE_CHECKING:
     from lm_gym.reward_server import RewardServer
 
 ROUTES = {"/get_reward": "POST", "/classify": "POST", "/health": "GET"}
+LINGER = 2.0
+"""Seconds for which the rest of a refused request is read and thrown away: a client that is still sending would see a
+broken connection in place of the answer."""
 
 
 class RewardHTTP(ThreadingHTTPServer):
@@ -30,6 +38,9 @@ class RewardHTTP(ThreadingHTTPServer):
         self.rewards = rewards
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._open = 0
+        self._headless: dict[socket.socket, None] = {}
+        """Connections whose request line and headers have not come yet, oldest first."""
+        self._most = most_connections(rewards.limits.max_connections)
         self._changed = threading.Condition()
         super().__init__((host, port), _Handler)
 
@@ -38,7 +49,18 @@ class RewardHTTP(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._changed:
+            full = self._open >= self._most
+            if full and self._headless:
+                oldest = next(iter(self._headless))
+                del self._headless[oldest]
+                _hang_up(oldest)  # its thread sees the end of the stream
+            elif full:
+                request.settimeout(LINGER)
+                request.sendall(_BUSY)
+                self.shutdown_request(request)
+                return
             self._open += 1
+            self._headless[request] = None
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -47,10 +69,22 @@ class RewardHTTP(ThreadingHTTPServer):
         finally:
             with self._changed:
                 self._open -= 1
+                self._headless.pop(request, None)
                 self._changed.notify_all()
+
+    def has_head(self, request: Any) -> None:
+        """The request line and the headers of a connection have come."""
+        with self._changed:
+            self._headless.pop(request, None)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         self.rewards.on_error(f"{client_address[0]}: the connection broke off ({sys.exc_info()[1]})")
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._changed:
+            for waiting in self._headless:
+                _hang_up(waiting)
 
     def emptied(self, seconds: float) -> bool:
         with self._changed:
@@ -63,7 +97,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        self.connection.settimeout(self.server.rewards.limits.timeout)
+        self.deadline = time.monotonic() + self.server.rewards.limits.timeout
+        self.rfile = io.BufferedReader(Until(self.rfile.detach(), self.connection, self.deadline))  # type: ignore
 
     def do_GET(self) -> None:
         self._answer()
@@ -72,14 +107,12 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        self.server.has_head(self.connection)
         rewards = self.server.rewards
         status, headers = 200, dict[str, str]()
+        self.unread = self.headers.get("Content-Length") is not None
         try:
             path = self.path.partition("?")[0].rstrip("/")
-            try:
-                body = self._body()  # read in every case: a client that is still sending would not see the answer
-            except TimeoutError as error:
-                raise Problem(408, f"nothing came for {rewards.limits.timeout:g} s", kind="Timeout") from error
             if path not in ROUTES:
                 raise Problem(404, f"there is no {path or '/'}; there are {', '.join(ROUTES)}", kind="NotFound")
             if self.command != ROUTES[path]:
@@ -87,8 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             if path == "/health":
                 content = rewards.health()
             else:
-                self._check_token()
-                content = rewards.answer(path, self._decoded(body))
+                self._check_token()  # before the body: it may be large, and slow to come
+                content = rewards.answer(path, self._decoded(self._body()))
         except Exception as error:  # a client gets an answer also to what nobody thought of
             broken = Problem(500, f"{type(error).__name__}: {error}", kind="InternalError")
             problem = error if isinstance(error, Problem) else broken
@@ -96,22 +129,36 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {401: {"WWW-Authenticate": "Bearer"}, 405: {"Allow": "GET, POST"}}.get(status, {})
             rewards.on_error(f"{self.command} {self.path}: {status} {problem}")
         self._send(status, content, headers)
+        if self.unread:
+            self._throw_away()
 
     def _body(self) -> bytes:
-        if self.command == "GET":
-            return b""
-        length, most = self.headers.get("Content-Length"), self.server.rewards.limits.max_bytes
-        if length is None or not length.isdecimal():
-            raise Problem(411, "expected a Content-Length", kind="LengthRequired")
-        if int(length) > most:
-            left = min(int(length), 4 * most)
-            while left > 0 and (chunk := self.rfile.read(min(left, 1 << 16))):
-                left -= len(chunk)
-            raise Problem(413, f"{length} bytes in one request; at most {most}", kind="TooLarge")
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise Problem(400, f"expected {length} bytes, got {len(body)}")
+        length, most = self.headers.get("Content-Length", ""), self.server.rewards.limits.max_bytes
+        if not re.fullmatch(r"[0-9]+", length) or "Transfer-Encoding" in self.headers:
+            raise Problem(411, "expected a Content-Length, and no Transfer-Encoding", kind="LengthRequired")
+        digits = length.lstrip("0")
+        if len(digits) > len(str(most)) or int(digits or "0") > most:
+            raise Problem(413, f"{digits:.20} bytes in one request; at most {most}", kind="TooLarge")
+        try:
+            body = self.rfile.read(int(digits or "0"))
+        except TimeoutError as error:
+            self.unread = False
+            limit = self.server.rewards.limits.timeout
+            raise Problem(408, f"the request had not come after {limit:g} s", kind="Timeout") from error
+        self.unread = False
+        if len(body) < int(digits or "0"):
+            raise Problem(400, f"expected {digits} bytes, got {len(body)}")
         return body
+
+    def _throw_away(self) -> None:
+        """The rest of a request that was refused; see LINGER."""
+        self.rfile.raw.deadline = min(self.deadline, time.monotonic() + LINGER)  # type: ignore[attr-defined]
+        try:
+            self.connection.shutdown(socket.SHUT_WR)
+            while self.rfile.read1(1 << 16):
+                pass
+        except OSError:  # the time is over, or the client is gone
+            pass
 
     def _check_token(self) -> None:
         token = self.server.rewards.token
@@ -125,12 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
         if kind != "application/json":
             raise Problem(415, f"expected Content-Type: application/json, got {kind}", kind="UnsupportedMediaType")
         try:
-            return json.loads(body, parse_constant=_refuse_constant)
+            return json.loads(body, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_whole)
         except (ValueError, RecursionError) as error:
             raise Problem(400, f"the request is not JSON: {error}") from error
 
     def _send(self, status: int, content: dict[str, Any], headers: dict[str, str]) -> None:
         body = json.dumps(content, allow_nan=False).encode()
+        self.connection.settimeout(self.server.rewards.limits.timeout)  # for an answer that nobody fetches
         self.send_response(status)
         for key, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
             self.send_header(key, value)
@@ -147,5 +195,33 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
+def _hang_up(request: socket.socket) -> None:
+    try:
+        request.shutdown(socket.SHUT_RDWR)
+    except OSError:  # it is closed already
+        pass
+
+
+_BUSY_BODY = json.dumps(Problem(503, "too many connections at once; ask again", kind="Busy").body).encode()
+_BUSY = (
+    f"HTTP/1.0 503 Service Unavailable\r\nContent-Type: application/json\r\nContent-Length: {len(_BUSY_BODY)}\r\n"
+    "Retry-After: 1\r\nConnection: close\r\n\r\n"
+).encode() + _BUSY_BODY
+
+
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits:.40} is beyond the range of numbers")
+    return number
+
+
+def _whole(digits: str) -> int:
+    number = int(digits) if len(digits) < 400 else None  # JSON sets no limit
+    if number is None or abs(number) > sys.float_info.max:
+        raise ValueError(f"a number of {len(digits)} digits is beyond the range of numbers")
+    return number

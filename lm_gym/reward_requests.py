@@ -17,7 +17,10 @@ class Limits:
     Attributes:
         batch_size: texts in one call of the reward model; calls of different requests take turns.
         max_texts: texts a request. max_bytes: bytes a request.
-        timeout: seconds that a client may keep silent in the middle of a request.
+        timeout: seconds that a client has for a request, from connecting to its last byte.
+        max_connections: at once, and never more than half of the files that the process may open. One more takes the
+            place of the one that has waited longest for its head (the request line and the headers) to come; where all
+            have come, it is answered 503.
         whole_text: judge whole queries, also where a request says what their prompts are.
     """
 
@@ -25,11 +28,13 @@ class Limits:
     max_texts: int = 1024
     max_bytes: int = 16 * 2**20
     timeout: float = 30.0
+    max_connections: int = 256
     whole_text: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.max_texts, self.max_bytes) < 1 or not self.timeout > 0:
-            raise ValueError("expected batch_size, max_texts and max_bytes of at least 1, and timeout above 0")
+        if min(self.batch_size, self.max_texts, self.max_bytes, self.max_connections) < 1 or not self.timeout > 0:
+            names = "batch_size, max_texts, max_bytes and max_connections"
+            raise ValueError(f"expected {names} of at least 1, and timeout above 0")
 
 
 @dataclass
@@ -66,10 +71,10 @@ def read_get_reward(question: dict[str, Any], limits: Limits) -> Texts:
         columns["label"] = labels
     for name, values in columns.items():
         _sized(values, f"columns.{name}", queries)
-        if name in RESERVED_COLUMNS and name != IDS:
+        if (name in RESERVED_COLUMNS and name != IDS) or name == "self":  # a judge's method has it already
             raise Problem(400, f"columns.{name}: a column cannot have this name")
     ids = columns.pop(IDS, None)
-    if ids is not None and not all(isinstance(row, list) and all(type(i) is int for i in row) for row in ids):
+    if ids is not None and not all(isinstance(row, list) and all(map(_is_id, row)) for row in ids):
         raise Problem(400, f"columns.{IDS} expected a list of whole numbers a text")
     prompts = question.get("prompts")
     if prompts is None or limits.whole_text:
@@ -92,6 +97,10 @@ def read_classify(question: dict[str, Any], name: str) -> Texts:
     given = question.get("input")
     texts = [given] if isinstance(given, str) else _strings(given, "input")
     return Texts([""] * len(texts), texts)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def _check_keys(question: dict[str, Any], known: tuple[str, ...]) -> None:

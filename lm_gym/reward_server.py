@@ -16,7 +16,8 @@ core. It is meant for a trainer on the same machine or network, not for the open
   with the completion alone (`Remote(..., text="completion")`), or through `/get_reward`.
 - `probs` holds the score as it is. Asked for probabilities (`use_activation` true), scores outside [0, 1] are refused.
 - Errors are {"error": {"message", "type", "code", "row"}}: 400 for a question that cannot be read, 401 for a missing or
-  wrong token, 404, 405, 411, 413, 415, and 500 with the reason where the reward model failed.
+  wrong token (before the body is read), 404, 405, 408 for a request that takes too long, 411, 413, 415, 500 with the
+  reason where the reward model failed, and 503 where there are too many connections.
 """
 
 from __future__ import annotations
@@ -31,8 +32,9 @@ from typing import Any
 
 from lm_gym.reward_http import RewardHTTP
 from lm_gym.reward_requests import IDS, Limits, Problem, Texts, read_classify, read_get_reward
-from lm_gym.reward_specs import is_module
+from lm_gym.reward_specs import parameters_of
 from lm_gym.rewards import RewardModelError, reward_model_hash, reward_model_name, score_texts
+from lm_gym.terminal import printable
 
 
 class RewardServer:
@@ -65,7 +67,8 @@ class RewardServer:
             )
         self.reward_model, self.token, self.limits = reward_model, token, limits or Limits()
         self.name, self.hash = reward_model_name(reward_model), reward_model_hash(reward_model)
-        self.on_error = on_error or (lambda line: None)
+        # What a client sends, a path among it, must not colour or steer the terminal that the line goes to.
+        self.on_error = (lambda line: on_error(printable(line))) if on_error else (lambda line: None)
         self.requests = self.texts = 0
         self._turn = threading.Lock()
         try:
@@ -156,15 +159,14 @@ class _WithoutIds:
     def __init__(self, reward_model: Any) -> None:
         self.reward_model, self.name = reward_model, reward_model_name(reward_model)
         self.needs_ids = False
-        try:
-            signature = inspect.signature(reward_model.forward if is_module(reward_model) else reward_model)
-        except (TypeError, ValueError):  # some builtins have no signature
+        parameters = parameters_of(reward_model)
+        if parameters is None:
             return
-        self.needs_ids = IDS in signature.parameters and signature.parameters[IDS].default is inspect.Parameter.empty
-        kept = [parameter for name, parameter in signature.parameters.items() if name != IDS]
-        self.__signature__ = signature.replace(parameters=kept)  # what lm_gym.rewards reads
+        self.needs_ids = IDS in parameters and parameters[IDS].default is inspect.Parameter.empty
+        kept = [parameter for name, parameter in parameters.items() if name != IDS]
+        self.__signature__ = inspect.Signature(kept)  # what lm_gym.rewards reads
 
-    def __call__(self, **keywords: Any) -> Any:
+    def __call__(self, /, **keywords: Any) -> Any:
         keywords.pop(IDS, None)
         return self.reward_model(**keywords)
 

@@ -9,6 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lm_gym.reward_errors import UnusableRewardModel, named_errors
+from lm_gym.reward_identity import reward_model_name as name_of
 from lm_gym.reward_specs import is_module
 
 METHODS = ("state_dict", "load_state_dict")
@@ -21,10 +23,14 @@ def update_reward_model(reward_model: Callable[..., Any], metrics: Mapping[str, 
 
     Args:
         metrics: as logged: what the reward model gave to `log_metric` is `reward/<name>`.
+
+    Raises:
+        RewardModelError: it raised.
     """
     update = getattr(reward_model, "update", None)
     if callable(update):
-        update(metrics)
+        with named_errors(f"reward model {name_of(reward_model)}: its update(metrics)"):
+            update(metrics)
 
 
 def prepare_reward_model(reward_model: Callable[..., Any], mdp: Any) -> None:
@@ -35,10 +41,14 @@ def prepare_reward_model(reward_model: Callable[..., Any], mdp: Any) -> None:
 
     Args:
         mdp: the :class:`lm_gym.AlignmentMDP` that the reward model is used in.
+
+    Raises:
+        RewardModelError: it raised.
     """
     prepare = getattr(reward_model, "prepare", None)
     if callable(prepare):
-        prepare(mdp)
+        with named_errors(f"reward model {name_of(reward_model)}: its prepare(mdp)"):
+            prepare(mdp)
 
 
 def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
@@ -49,17 +59,19 @@ def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
     Raises:
         TypeError: it has one of `state_dict` and `load_state_dict` only, or `update` and neither; or its state is no
             plain data.
+        RewardModelError: `state_dict()` raised.
     """
     if not _is_stateful(reward_model):
         return None
-    state = reward_model.state_dict()  # type: ignore[attr-defined]
+    with named_errors(f"reward model {name_of(reward_model)}: its state_dict()"):
+        state = reward_model.state_dict()  # type: ignore[attr-defined]
     if not isinstance(state, Mapping):
-        raise TypeError(f"state_dict() of {_name(reward_model)} expected a mapping, got {type(state).__name__}")
+        raise TypeError(f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}")
     try:
         kept = json.loads(json.dumps(dict(state), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"state_dict() of {_name(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
+            f"state_dict() of {name_of(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
             f"which a checkpoint writes as JSON: {error}"
         ) from error
     return kept or None
@@ -70,17 +82,19 @@ def load_reward_state(reward_model: Callable[..., Any], state: Mapping[str, Any]
 
     Raises:
         ValueError: there is state for a reward model that has none, or none for one that has some.
+        UnusableRewardModel: `load_state_dict(state)` raised; it is a ValueError too.
     """
     if state:
         if not _is_stateful(reward_model):
             raise ValueError(
-                f"the checkpoint holds state of a reward model ({', '.join(state)}), and {_name(reward_model)} has "
+                f"the checkpoint holds state of a reward model ({', '.join(state)}), and {name_of(reward_model)} has "
                 "none: give the reward model that the checkpoint was made with"
             )
-        reward_model.load_state_dict(state)  # type: ignore[attr-defined]
+        with named_errors(f"reward model {name_of(reward_model)}: its load_state_dict(state)", UnusableRewardModel):
+            reward_model.load_state_dict(state)  # type: ignore[attr-defined]
     elif reward_state(reward_model) is not None:
         raise ValueError(
-            f"{_name(reward_model)} has state, and the checkpoint holds none for it: it was made with another reward "
+            f"{name_of(reward_model)} has state, and the checkpoint holds none for it: it was made with another reward "
             "model"
         )
 
@@ -94,14 +108,10 @@ def _is_stateful(reward_model: Callable[..., Any]) -> bool:
         return True
     if has or updates:
         lacks = " and ".join(name for name in METHODS if name not in has)
+        there = ", ".join([*has, *(["update"] if updates else [])])
         raise TypeError(
-            f"{_name(reward_model)} has {', '.join([*has, *(['update'] if updates else [])])} but no {lacks}: what it "
+            f"{name_of(reward_model)} has {there} but no {lacks}: what it "
             "learns would be lost in a checkpoint. A reward model with state has all of update, "
             "state_dict and load_state_dict"
         )
     return False
-
-
-def _name(reward_model: Callable[..., Any]) -> str:
-    name = getattr(reward_model, "name", None)
-    return name if isinstance(name, str) and name else type(reward_model).__qualname__

@@ -25,15 +25,18 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from lm_gym.reward_errors import PASSING, RewardModelError, short, told
 from lm_gym.reward_identity import RewardModel, reward_model_hash, reward_model_name
-from lm_gym.reward_specs import is_module, load_reward_model, reward_model_names
+from lm_gym.reward_scores import NoScore, read_scores
+from lm_gym.reward_specs import KEYWORDS, load_reward_model, parameters_of, reward_model_names
 from lm_gym.reward_state import load_reward_state, prepare_reward_model, reward_state, update_reward_model
+from lm_gym.terminal import printable
 
 __all__ = [
     "RESERVED_COLUMNS",
@@ -54,23 +57,11 @@ __all__ = [
 Text = str | Sequence[Mapping[str, Any]]
 """A text, or (conversational) a list of messages {"role": ..., "content": ...}."""
 
-RESERVED_COLUMNS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+RESERVED_COLUMNS = KEYWORDS
 """Keywords that every call sets by itself; a column of a prompt set cannot have one of these names."""
 
 PROBE_SECONDS = 1.0
 """A batch that raised within this time is halved and called again, to name the completion at fault."""
-
-
-class RewardModelError(RuntimeError):
-    """A reward model raised, or returned something that is not one finite number a completion.
-
-    A reward model may raise it itself with `row`, the index in the batch of the completion at fault.
-    """
-
-    def __init__(self, message: str, *, row: int | None = None) -> None:
-        super().__init__(message)
-        self.row = row
-        self.located = False  # the message already names the reward model, the prompt and the completion
 
 
 @dataclass(frozen=True)
@@ -121,15 +112,20 @@ def score_texts(
     collector = _Collector(name, size, log_metric)
     started = time.monotonic()
     try:
-        values = _call(reward_model, name, batch, list(range(size)), collector)
-    except Exception as error:
-        if isinstance(error, RewardModelError) and error.located:
-            raise
-        row = error.row if isinstance(error, RewardModelError) else None
+        scores = _scores(reward_model, name, batch, list(range(size)), collector, allow_none)
+    except PASSING:
+        raise
+    except NoScore as wrong:
+        raise _located(name, batch, wrong.row, str(wrong)) from wrong.__cause__
+    except BaseException as error:
+        row = None
+        if isinstance(error, RewardModelError):
+            if error.located:
+                raise
+            row = error.row if isinstance(error.row, int) and 0 <= error.row < size else None
         if row is None and size > 1 and time.monotonic() - started < PROBE_SECONDS:
             row = _find_row(reward_model, name, batch)
-        raise _located(name, batch, 0 if size == 1 else row, f"raised {type(error).__name__}: {error}") from error
-    scores = _to_scores(values, name, batch, allow_none)  # of a generator or a GPU's tensor, the work may be here
+        raise _located(name, batch, 0 if size == 1 else row, f"raised {told(error)}") from error
     seconds = time.monotonic() - started
     metrics = {key: float(np.mean(seen)) for key, seen in collector.metrics.items()}
     return ScoreResult(scores, collector.extra, metrics, seconds)
@@ -169,15 +165,22 @@ class _Collector:
         self.extra[column] = values
 
     def log_metric(self, name: str, value: float) -> None:
+        if not (isinstance(name, str) and name and name.isprintable()):  # before the update, and not behind it
+            raise ValueError(f"log_metric({name!r}, …) of {self.name}: expected a name in printable characters")
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a finite number")
+        if not isinstance(name, str) or not name.strip() or not name.isprintable():
+            raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a name in printable letters")
         self.metrics.setdefault(name, []).append(number)
         if self.forward is not None:
             self.forward(name, number)
 
 
-def _call(reward_model: RewardModel, name: str, batch: _Batch, rows: list[int], collector: _Collector) -> Any:
+def _scores(
+    reward_model: RewardModel, name: str, batch: _Batch, rows: list[int], collector: _Collector, allow_none: bool
+) -> np.ndarray:
+    """Call and read: of a generator or a GPU's tensor the work, and what it raises, may come with the reading."""
     keywords: dict[str, Any] = {column: [values[row] for row in rows] for column, values in batch.columns.items()}
     keywords |= {
         "prompts": [_copied(batch.prompts[row]) for row in rows],
@@ -188,19 +191,15 @@ def _call(reward_model: RewardModel, name: str, batch: _Batch, rows: list[int], 
         "log_metric": collector.log_metric,
     }
     values = reward_model(**_accepted(reward_model, name, keywords))
-    return _awaited(values) if inspect.isawaitable(values) else values
+    return read_scores(_awaited(values) if inspect.isawaitable(values) else values, len(rows), allow_none=allow_none)
 
 
 def _accepted(reward_model: RewardModel, name: str, keywords: dict[str, Any]) -> dict[str, Any]:
     """Those of the keywords that the reward model takes: all of them where it has **kwargs."""
-    # The __call__ of a torch module takes anything, its forward does not.
-    target: Any = reward_model
-    if is_module(reward_model):
-        target = target.forward
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # some builtins have no signature
+    found = parameters_of(reward_model)
+    if found is None:
         return keywords
+    parameters = found.values()
     takes = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for parameter in parameters:
         if parameter.default is not parameter.empty or parameter.kind in (
@@ -251,8 +250,12 @@ def _find_row(reward_model: RewardModel, name: str, batch: _Batch) -> int | None
 
     def raises(rows: list[int]) -> bool:
         try:
-            _call(reward_model, name, batch, rows, _Collector(name, len(rows), None))
-        except Exception:
+            _scores(reward_model, name, batch, rows, _Collector(name, len(rows), None), True)
+        except PASSING:
+            raise
+        except NoScore:
+            return False
+        except BaseException:
             return True
         return False
 
@@ -268,48 +271,14 @@ def _find_row(reward_model: RewardModel, name: str, batch: _Batch) -> int | None
     return rows[0]
 
 
-def _to_scores(values: Any, name: str, batch: _Batch, allow_none: bool) -> np.ndarray:
-    size = len(batch.completions)
-    if hasattr(values, "detach"):  # a torch tensor, recognised without importing torch
-        values = values.detach().cpu().double().numpy()
-    if isinstance(values, np.ndarray) and values.shape == (size, 1):
-        values = values[:, 0]
-    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable) or _is_scalar(values):
-        expected = f"a sequence of {size} numbers, one a completion"
-        raise _located(name, batch, None, f"returned {_short(repr(values))}, expected {expected}")
-    values = list(values)
-    if len(values) != size:
-        raise _located(name, batch, None, f"returned {len(values)} scores for {size} completions, expected one each")
-    scores = np.empty(size, dtype=np.float64)
-    for row, value in enumerate(values):
-        if value is None and allow_none:
-            scores[row] = np.nan
-            continue
-        if value is None:
-            hint = "None (does not apply) is for the parts of a combination; return a number"
-            raise _located(name, batch, row, f"returned None. {hint}")
-        try:
-            number = math.nan if isinstance(value, (str, bytes)) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise _located(name, batch, row, f"returned {_short(repr(value))}, expected a finite number")
-        scores[row] = number
-    return scores
-
-
-def _is_scalar(values: Any) -> bool:
-    return isinstance(values, np.ndarray) and values.ndim == 0
-
-
 def _located(name: str, batch: _Batch, row: int | None, what: str) -> RewardModelError:
     """An error that names the reward model and the text at fault, or the first of the batch where none is known."""
     size = len(batch.completions)
     which = f"completion {row} of {size}" if row is not None else f"a batch of {size}, of which the first is"
     at = row if row is not None else 0
     error = RewardModelError(
-        f"reward model {name} {what}\n  on {which}:\n"
-        f"  prompt: {_short(_shown(batch.prompts[at]))}\n  completion: {_short(_shown(batch.completions[at]))}",
+        f"reward model {printable(name)} {what}\n  on {which}:\n"
+        f"  prompt: {_shown(batch.prompts[at])}\n  completion: {_shown(batch.completions[at])}",
         row=row,
     )
     error.located = True
@@ -342,8 +311,5 @@ def _copied(text: Text) -> Any:
 
 
 def _shown(text: Text) -> str:
-    return repr(text) if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
-
-
-def _short(text: str, limit: int = 300) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 60]} ... {text[-55:]}"
+    whole = repr(text) if isinstance(text, str) else json.dumps(text, ensure_ascii=False, default=str)
+    return short(printable(whole))

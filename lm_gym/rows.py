@@ -152,6 +152,13 @@ class AttentionRows(Rows):
         self.static: StaticStep | None = None
         self._survey()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copy and pickle. The trunk that is written out reads these weights and not a copy's: it is made anew."""
+        return self.__dict__ | {"fast": self.fast is not None, "static": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, fast=fast_trunk(state["base"]) if state["fast"] else None)
+
     def fix_shapes(self, *, record: bool = True) -> None:
         if self.fast is None:
             raise ValueError(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lm_gym.runinfo import write_atomically
+from lm_gym.runinfo import naming, write_atomically
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -30,7 +30,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 def append(path: Path, text: str) -> None:
     # A lone surrogate has no UTF-8; backslashreplace writes it as \udXXX, which inside a JSON string is its own escape.
-    with open(path, "a", encoding="utf-8", newline="", errors="backslashreplace") as file:
+    with naming(path), open(path, "a", encoding="utf-8", newline="", errors="backslashreplace") as file:
         file.write(text)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+
+from lm_gym.report_style import safe
 
 WIDTH, HEIGHT = 340, 190
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 26
@@ -66,7 +67,7 @@ def line_chart(
         places = " ".join(f"{at_x(x):.1f},{at_y(y):.1f}" for x, y in zip(xs, points, strict=True))
         return f'<polyline class="{css}" points="{places}"/>'
 
-    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(label, quote=True)}">']
+    out = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{safe(label)}">']
     y_step, y_most = y_ticks[1] - y_ticks[0], max(map(abs, y_ticks))
     for tick in y_ticks:
         y = at_y(tick)
@@ -81,7 +82,7 @@ def line_chart(
         out.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 3}"/>')
         out.append(f'<text class="tick" x="{x:.1f}" y="{bottom + 14}" text-anchor="middle">{text}</text>')
     if baseline:
-        y, name = at_y(baseline[1]), html.escape(baseline[0])
+        y, name = at_y(baseline[1]), safe(baseline[0])
         out.append(f'<line class="baseline" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
         out.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{y - 4:.1f}" text-anchor="end">{name}</text>')
     if diagonal and max(x_low, y_low) < min(x_high, y_high):
@@ -117,7 +118,7 @@ def _hover(
     places = [at_x(x) for x in xs]
     shapes = []
     for index, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        title = f"<title>{number_text(y)} at {number_text(x)} {html.escape(x_name)}</title>"
+        title = f"<title>{number_text(y)} at {number_text(x)} {safe(x_name)}</title>"
         if ordered:
             start = (places[index - 1] + places[index]) / 2 if index else LEFT
             end = (places[index] + places[index + 1]) / 2 if index + 1 < len(places) else WIDTH - RIGHT

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from lm_gym.outside_trackers import OPENERS, Row
 from lm_gym.run_files import append, append_csv, csv_text, read_csv, read_jsonl
+from lm_gym.run_folder import CONFIG, ROWS, keep_config, used
 from lm_gym.runinfo import plain, run_info, write_atomically, write_config
 
 METRICS: dict[str, str] = {
@@ -103,7 +104,7 @@ class Tracker:
     Raises:
         ValueError: Unknown tracker, or one that needs an `out_dir` without it.
         ImportError: A tracker's package is missing; names the extra.
-        FileExistsError: `out_dir` already has metrics and `resume` is False.
+        FileExistsError: `out_dir` already holds a run (rows or checkpoints) and `resume` is False.
     """
 
     def __init__(
@@ -262,27 +263,25 @@ class Tracker:
 
     def _open_files(self, folder: Path) -> None:
         """Make the folder and config.yaml; take up or refuse the rows of an earlier run."""
-        files = [folder / name for name in ("metrics.jsonl", "metrics.csv", "samples.jsonl")]
-        used = [file for file in files if file.exists() and file.stat().st_size]
-        if used and not self._resumed:
+        there = used(folder)
+        if there and not self._resumed:
             raise FileExistsError(
-                f"{folder} already holds a run ({', '.join(file.name for file in used)}); "
+                f"{folder} already holds a run ({', '.join(there)}); "
                 "choose another folder, or resume=True to continue it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        config_file = folder / "config.yaml"
-        if used and config_file.exists():  # the resumed part may have other versions: keep what the first part ran with
-            kept = next(path for n in range(10_000) if not (path := folder / f"config.{n}.yaml").exists())
-            config_file.replace(kept)
-        write_config(config_file, self._config)
-        for file in used:  # a process that was killed may leave half a line
+        if there:  # the resumed part may have other versions: keep what the first part ran with
+            keep_config(folder)
+        write_config(folder / CONFIG, self._config)
+        files = [path for name in ROWS if (path := folder / name).is_file()]
+        for file in files:  # a process that was killed may leave half a line
             text = file.read_bytes()
-            if not text.endswith(b"\n"):
+            if text and not text.endswith(b"\n"):
                 write_atomically(file, text[: text.rfind(b"\n") + 1].decode("utf-8"))
-        if files[0] in used:
-            self.history = read_jsonl(files[0])
-        elif files[1] in used:
-            _, rows = read_csv(files[1])
+        if folder / ROWS[0] in files:
+            self.history = read_jsonl(folder / ROWS[0])
+        elif folder / ROWS[1] in files:
+            _, rows = read_csv(folder / ROWS[1])
             self.history = [{key: json.loads(value) for key, value in row.items() if value != ""} for row in rows]
 
 

@@ -115,6 +115,12 @@ class VLLMEngine:
                     f"{str(e).strip() or type(e).__name__}; use engine='builtin', or see docs/vllm.md"
                 ) from e
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "an engine of vLLM is a process with its own memory and cannot be copied or pickled: save the agent and "
+            "load it (agent.save, load), or make it with engine='builtin'"
+        )
+
     def update_weights(self, lm: CausalLM, version: int) -> None:
         """Decode with these weights from now on: they are copied into vLLM, and its cache of prompts is emptied.
 

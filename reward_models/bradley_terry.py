@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lm_gym.folders import filled_aside
 from lm_gym.forward import by_length
 from lm_gym.preferences import Preference, Ranking
 from lm_gym.reward_models.bt_data import Comparison, annotator_names, batches, encode, split, table
@@ -113,10 +114,6 @@ class RewardModelFit:
 
     def save(self, folder: str | Path) -> Path:
         """Write weights, tokenizer and bradley_terry.json; `hf:<folder>` gives the same scores."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.judge.model.save_pretrained(folder)
-        self.judge.tokenizer.save_pretrained(folder)
         record = {
             "config": dataclasses.asdict(self.config),
             "history": self.history,
@@ -124,8 +121,11 @@ class RewardModelFit:
             "held_out": self.held_out,
             "estimates": [dataclasses.asdict(e) for e in self.estimates],
         }
-        write_atomically(folder / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-        return folder
+        with filled_aside(folder) as aside:
+            self.judge.model.save_pretrained(aside)
+            self.judge.tokenizer.save_pretrained(aside)
+            write_atomically(aside / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        return Path(folder)
 
 
 def train_reward_model(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import sqlite3
 import time
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from lm_gym.reward_models.parts import nones
+from lm_gym.reward_specs import parameters_of
 from lm_gym.rewards import (
     Text,
     load_reward_model,
@@ -162,11 +162,10 @@ class Cached:
 
 def _keywords_of(reward_model: Callable[..., Any]) -> set[str] | None:
     """The keywords that a reward model names; None where it takes all."""
-    forward = getattr(reward_model, "forward", None)
-    parameters = inspect.signature(forward if callable(forward) else reward_model).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    parameters = parameters_of(reward_model)
+    if parameters is None or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
-    return {parameter.name for parameter in parameters}
+    return set(parameters)
 
 
 def _written(score: float | None, extra: Mapping[str, Any], name: str) -> str:

@@ -156,10 +156,10 @@ def _by_index(answer: Any, count: int) -> list[Mapping[str, Any]]:
     if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
         raise BadAnswer(f'expected {{"data": [...]}}, got {answer!r:.120}')
     found: dict[int, Mapping[str, Any]] = {}
-    for place, item in enumerate(items):
-        index = item.get("index", place)
+    for item in items:
+        index = item.get("index")  # not taken from the place: vLLM does not promise an order
         if isinstance(index, bool) or not isinstance(index, int):
-            raise BadAnswer(f"expected a whole number as index, got {index!r:.60}")
+            raise BadAnswer(f"expected a whole number as index in each result, got {dict(item)!r:.120}")
         found[index] = item
     missing = [row for row in range(count) if row not in found]
     if missing or len(items) != count:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,7 @@ from lm_gym.forward import by_length, pad_texts
 from lm_gym.loading import load_model
 from lm_gym.models import CausalLM
 from lm_gym.positions import because
-from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, ask
+from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, ask, bearer
 from lm_gym.reward_models.judge_questions import Question, Verdict, mean_value, read_verdict
 from lm_gym.rewards import RewardModelError
 
@@ -45,8 +44,7 @@ class ChatServer:
         parts = urlsplit(base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"lm-judge: base_url is {base_url!r}; expected one such as http://127.0.0.1:8000/v1")
-        if token_env is not None and token_env not in os.environ:
-            raise ValueError(f"lm-judge: token_env is {token_env!r}, and there is no such environment variable")
+        bearer(token_env)
         if timeout <= 0 or retries < 0 or backoff < 0 or concurrency < 1:
             raise ValueError("lm-judge: expected timeout > 0, retries >= 0, backoff >= 0 and concurrency >= 1")
         self.url = f"{base_url.rstrip('/')}/chat/completions"
@@ -78,7 +76,6 @@ class ChatServer:
     def _asked(self, question: Question) -> Verdict:
         first = {"role": "user", "content": question.asking(reason=True)}
         messages, problem = [first], ""
-        token = os.environ[self.token_env] if self.token_env else None
         for _ in range(self.retries + 1):
             said = ask(
                 self.url,
@@ -87,7 +84,7 @@ class ChatServer:
                 timeout=self.timeout,
                 retries=self.retries,
                 backoff=self.backoff,
-                headers={"Authorization": f"Bearer {token}"} if token else None,
+                token_env=self.token_env,
             )
             try:
                 return read_verdict(said, question)

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from lm_gym.reward_models.dialects import DIALECTS, Texts, Wanted
-from lm_gym.reward_models.http_json import NoAnswer, ask
+from lm_gym.reward_models.http_json import NoAnswer, ask, bearer
 from lm_gym.rewards import RewardModelError, Text, plain_text
 
 OUTPUTS = ("prob", "logit", "logprob")
@@ -29,7 +28,8 @@ class Remote:
     Range: whatever the server returns; [0, 1] for `output="prob"`.
 
     An option that means nothing in the dialect is refused. So is whatever the server sends that is not one finite
-    number a text, after `retries`: as a RewardModelError with the prompt that it was for.
+    number a text, after `retries`: as a RewardModelError with the prompt that it was for. Redirects are refused, and
+    the address that they lead to is named.
 
     Args:
         url: http(s)://host:port/path, complete.
@@ -93,8 +93,7 @@ class Remote:
             raise ValueError(f"remote: label is {label!r}; {dialect} gives classes without names, so give a number")
         if isinstance(label, int) and label < 0:
             raise ValueError(f"remote: label is {label}; expected the number of a class, from 0")
-        if token_env is not None and token_env not in os.environ:
-            raise ValueError(f"remote: token_env is {token_env!r}, and there is no such environment variable")
+        bearer(token_env)
         port = f":{parts.port}" if parts.port else ""
         self.name = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"  # without user, password and query
         self.__name__ = self.name  # TRL logs rewards/<__name__>
@@ -141,7 +140,6 @@ class Remote:
         return Texts(whole, before, plain, labels, {name: list(columns[name]) for name in self.columns})
 
     def _asked(self, batch: Texts, start: int) -> list[float]:
-        token = os.environ[self.token_env] if self.token_env else None
         speaks, count = DIALECTS[self.dialect], len(batch.completions)
         try:
             return ask(
@@ -151,7 +149,8 @@ class Remote:
                 timeout=self.timeout,
                 retries=self.retries,
                 backoff=self.backoff,
-                headers={"Authorization": f"Bearer {token}"} if token else None,
+                token_env=self.token_env,
+                texts=count,
             )
         except NoAnswer as error:
             raise RewardModelError(str(error), row=start + (error.row or 0)) from error

@@ -1,6 +1,8 @@
 """A real HTTP server on loopback that answers as a test says: for every judge behind HTTP."""
 
+import contextlib
 import json
+import socketserver
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,3 +55,24 @@ class Server:
         self.http.shutdown()
         self.http.server_close()
         self.thread.join()
+
+
+@contextlib.contextmanager
+def trickling(head, part, *, pause=0.02):
+    """The address of a server that sends `head`, and then `part` every `pause` seconds until the client goes away."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            try:
+                self.request.sendall(head)
+                while True:
+                    self.request.sendall(part)
+                    time.sleep(pause)
+            except OSError:
+                pass
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/get_reward"
+        server.shutdown()

@@ -237,12 +237,14 @@ def test_agreement_of_annotators_is_counted_where_a_pair_was_asked_again():
 
 
 def test_the_page_is_one_file_without_network_and_hides_no_markup(tmp_path):
-    bad = Preference("<script>alert(1)</script>", " a & b", " c", columns={"gold_chosen": 1.0, "gold_rejected": 0.0})
+    columns = {"gold_chosen": 1.0, "gold_rejected": 0.0}
+    bad = Preference("<script>alert(1)</script>\x1b[2J\x00\u202e", " a & b\x9b", " c", columns=columns)
     judged = judge_pairs([bad, bad], [lambda completions, **_: [len(c) * -1.0 for c in completions]])
     results = evaluate(judged)
     page = write_page(tmp_path, results, judged).read_text()
     assert "&lt;script&gt;" in page and "<script>" not in page
     assert not re.search(r"(src|href)\s*=|https?://", page)
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", page)
     assert json.loads((tmp_path / "reward_eval.json").read_text())["pairs"] == 2
 
 

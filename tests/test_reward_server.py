@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import threading
 import time
 from urllib.parse import urlsplit
@@ -44,7 +45,7 @@ def post(url, body, headers=None, method="POST"):
 
 def awkward(prompts, completions):
     """Numbers that a careless way through text would change."""
-    return [[1 / 3, -1e-300, 1.7976931348623157e308, 0.1 + 0.2][len(text) % 4] for text in completions]
+    return [[1 / 3, -1e-300, -3.4028234663852886e38, 0.1 + 0.2][len(text) % 4] for text in completions]
 
 
 @pytest.fixture
@@ -198,6 +199,12 @@ BAD = [
     ("get_reward", {"query": ["a"], "columns": {"prompts": [1]}}, 400, "a column cannot have this name"),
     ("get_reward", {"query": ["a"], "columns": {"label": [1]}, "labels": [2]}, 400, "are the same column"),
     ("get_reward", {"query": ["a"], "columns": {"completion_ids": [["a"]]}}, 400, "expected a list of whole numbers"),
+    ("get_reward", {"query": ["a"], "columns": {"completion_ids": [[-1]]}}, 400, "expected a list of whole numbers"),
+    ("get_reward", {"query": ["a"], "columns": {"completion_ids": [[2**63]]}}, 400, "expected a list of whole numbers"),
+    ("get_reward", {"query": ["a"], "columns": {"self": ["x"]}}, 400, "columns.self: a column cannot have this name"),
+    ("get_reward", b'{"query": ["a"], "columns": {"x": [1e999]}}', 400, "1e999 is beyond the range of numbers"),
+    ("get_reward", b'{"query": ["a"], "columns": {"x": [' + b"9" * 350 + b"]}}", 400, "350 digits is beyond the range"),
+    ("get_reward", b'{"query": ["a"], "columns": {"x": [' + b"9" * 1900 + b"]}}", 400, "1900 digits is beyond"),
     ("get_reward", {"query": ["a"] * 9}, 413, "9 texts in one request; at most 8"),
     ("get_reward", b" " * 3000, 413, "3000 bytes in one request; at most 2000"),
     ("classify", {"input": [[1, 2]]}, 400, r"input\[0\] expected a text, got list"),
@@ -242,7 +249,7 @@ def test_a_bug_of_the_server_is_an_answer_too(served, monkeypatch):
 def test_a_client_that_falls_silent(served):
     url = served("vader", limits=Limits(timeout=0.1)).url
     status, answer = post(f"{url}/get_reward", b"{}", {"Content-Length": "10"})
-    assert status == 408 and "nothing came for 0.1 s" in answer["error"]["message"]
+    assert status == 408 and "the request had not come after 0.1 s" in answer["error"]["message"]
 
 
 def test_the_reason_of_a_failure_and_its_text(served):
@@ -269,6 +276,116 @@ def test_a_token(served, monkeypatch):
     for token in ("", " ", "s3cret\n", "é"):
         with pytest.raises(ValueError, match="token of a reward server is empty, or has spaces"):
             RewardServer(load_reward_model("vader"), token=token)
+
+
+# What takes its time, or more than its share.
+
+
+def opened(url, sent=b""):
+    parts = urlsplit(url)
+    connection = socket.create_connection((parts.hostname, parts.port), timeout=10)
+    connection.sendall(sent)
+    return connection
+
+
+def ended(connection, *, sending=b""):
+    """Seconds until the server hangs up on a client that sends `sending` every 20 ms, and what it had answered."""
+    started, answer = time.monotonic(), b""
+    connection.settimeout(0.02)
+    while time.monotonic() - started < 5:
+        try:
+            connection.sendall(sending)
+            got = connection.recv(1 << 16)
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+        if not got:
+            break
+        answer += got
+    connection.close()
+    return time.monotonic() - started, answer
+
+
+HEAD = b"POST /get_reward HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize(
+    ("sent", "sending"),
+    [
+        (b"", b""),
+        (b"POST /get", b""),
+        (b"POST /get", b"x"),
+        (HEAD, b"X-Header: x\r\n"),
+        (HEAD + b"Content-Length: 1000\r\n\r\n", b" "),
+    ],
+)
+def test_a_request_has_one_deadline(served, sent, sending):
+    url = served("vader", limits=Limits(timeout=0.25)).url
+    seconds, answer = ended(opened(url, sent), sending=sending)
+    assert 0.2 < seconds < 1.5
+    assert (b" 408 " in answer) == (b"Length" in sent)
+
+
+def test_the_token_comes_before_the_body(served):
+    """17 MB that are announced are not waited for: the answer is there before the first of them is sent."""
+    url = served("vader", token="s3cret").url
+    connection = opened(url, HEAD + b"Content-Length: 16000000\r\n\r\n")
+    assert connection.recv(1 << 16).startswith(b"HTTP/1.0 401 ")
+    connection.close()
+    assert post(f"{url}/get_reward", b" " * 4_000_000)[0] == 401  # and a client that sends them all sees it too
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "9" * 30, "-1", "1.5", "\u00b2", ""])
+def test_odd_lengths(served, length):
+    connection = opened(served("vader").url, HEAD + f"Content-Length: {length}\r\n\r\n".encode("latin-1"))
+    assert connection.recv(1 << 16).split()[1] == (b"413" if length.isdecimal() else b"411")
+    connection.close()
+
+
+def test_silent_connections_lock_nobody_out(served):
+    server = served("vader", limits=Limits(max_connections=4))
+    silent = [opened(server.url, b"POST /get") for _ in range(12)]
+    assert post(f"{server.url}/get_reward", {"query": ["good"]})[0] == 200
+    assert sum(ended(connection)[0] < 1 for connection in silent[:8]) == 8  # the oldest made room
+    for connection in silent:
+        connection.close()
+
+
+def test_more_requests_than_the_limit_are_told_to_come_back(served):
+    begun, go = threading.Event(), threading.Event()
+
+    def judge(completions):
+        begun.set()
+        go.wait(10)
+        return [1.0] * len(completions)
+
+    url = served(judge, limits=Limits(max_connections=1)).url
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(post(f"{url}/get_reward", {"query": ["a"]})))
+    thread.start()
+    begun.wait(10)
+    connection = opened(url)
+    refusal = connection.recv(1 << 16)
+    assert refusal.startswith(b"HTTP/1.0 503 ") and b"\r\nRetry-After: 1\r\n" in refusal
+    connection.close()
+    go.set()
+    thread.join()
+    assert answers[0][1]["rewards"] == [1.0]
+
+
+def test_what_a_client_sends_does_not_steer_the_terminal(served, capsys):
+    from lm_gym.cli.errors import say
+
+    lines = []
+    server = served("vader", on_error=lambda line: (lines.append(line), say(line)))
+    for path in (b"/x\x1b[31m", b"/\x9b31m", b"/\x07"):
+        connection = opened(server.url, b"POST " + path + b" HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+        assert connection.recv(1 << 16).split()[1] == b"404"
+        connection.close()
+    say("a judge's words: \x1b]0;X\x07\u202e")
+    shown = capsys.readouterr().err
+    assert len(lines) == 3 and all(line.isprintable() for line in shown.splitlines())
 
 
 # The command.
@@ -318,7 +435,7 @@ def test_a_signal_lets_the_request_under_way_end(number, tmp_path, capsys, monke
     [
         (["vadr"], "unknown reward model 'vadr'. Did you mean 'vader'?"),
         (["vader", "--token-env", "NO_SUCH_VARIABLE"], "there is no such environment variable, or empty"),
-        (["vader", "--max-texts", "0"], "expected batch_size, max_texts and max_bytes of at least 1"),
+        (["vader", "--max-texts", "0"], "expected batch_size, max_texts, max_bytes and max_connections of at least 1"),
         (["vader", "--port", "99999"], "cannot listen on 127.0.0.1:99999"),
     ],
 )

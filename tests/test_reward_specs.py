@@ -215,3 +215,45 @@ def test_a_judge_of_a_file_is_called_as_it_was_written(tmp_path: Path) -> None:
         assert reward_model_name(judge) == "rm1.py:rhyme"
         hashes.add(reward_model_hash(judge))
     assert len(hashes) == 1
+# Factories: functions whose result is the reward model.
+
+
+@pytest.fixture
+def factories(tmp_path):
+    path = tmp_path / "factories.py"
+    path.write_text(
+        "from collections.abc import Callable\n"
+        "def plain(weight: float):\n"
+        "    return lambda completions: [weight] * len(completions)\n"
+        "def annotated(prompts: str, **more) -> Callable:\n"
+        "    return lambda completions: [float(len(prompts))] * len(completions)\n"
+        "def maybe(weight=2.0) -> 'Callable[..., list[float]] | None':\n"
+        "    return lambda completions: [weight] * len(completions)\n"
+        "def of_a_column(grade) -> list[float]:\n"
+        "    return [float(g) for g in grade]\n"
+        "def of_anything(**columns):\n"
+        "    return [float(g) for g in columns['grade']]\n"
+        "async def waits(grade=0):\n"
+        "    return [1.0, 2.0]\n"
+        "def forgets(weight=1.0):\n"
+        "    return [weight]\n"
+    )
+    return f"py:{path}:"
+
+
+def test_a_factory_is_called_and_a_function_is_bound(factories):
+    def scores(spec, **columns):
+        return score(load_reward_model(factories + spec), columns=columns).scores.tolist()
+
+    assert scores("plain?weight=3") == [3, 3]
+    assert scores("annotated?prompts=abc&other=1") == [3, 3]  # what it returns decides
+    assert scores("maybe") == scores("maybe?weight=2") == [2, 2]
+    assert scores("of_a_column", grade=[4, 5]) == scores("of_anything", grade=[4, 5]) == [4, 5]
+    assert scores("waits") == [1, 2]
+    for spec, message in (
+        ("plain", r"lacks weight: write .*plain\?weight=... \(it takes no completions, so it is taken for a factory"),
+        ("plain?wieght=3", "Did you mean 'weight'"),
+        ("forgets", "makes a list, which cannot be called .it takes no completions"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_reward_model(factories + spec)

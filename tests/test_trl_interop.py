@@ -251,3 +251,47 @@ def test_grpo_trainer_logs_our_rewards_of_the_same_texts(conversational, classif
             assert row[f"rewards/{name}/mean"] == pytest.approx(scores.mean(), rel=1e-5, abs=1e-6)
             assert row[f"rewards/{name}/std"] == pytest.approx(scores.std(ddof=1), rel=1e-4, abs=1e-5)
         assert row["reward"] == pytest.approx(sum(ours.values()).mean(), rel=1e-5, abs=1e-6)
+
+
+# TRL's own reward functions, by name
+
+
+def test_factories_of_trl_can_be_named():
+    def scores(spec, lengths):
+        ids = [[1] * length for length in lengths]
+        texts = ["a"] * len(ids)
+        return score_texts(
+            load_reward_model(spec), prompts=texts, completions=texts, completion_ids=ids
+        ).scores.tolist()
+
+    # DAPO (arXiv:2503.14476), eq. 13: 0 up to L_max - L_cache = 80, then (80 - n)/20, and -1 above 100
+    overlong = "py:trl.rewards:get_soft_overlong_punishment?max_completion_len=100&soft_punish_cache=20"
+    assert scores(overlong, [80, 90, 95, 100, 101]) == [0, -0.5, -0.75, -1, -1]
+    # arXiv:2502.03373, C.2: (1 - distinct n-grams / n-grams)·penalty, here 1 of n - 1 bigrams
+    assert scores("py:trl.rewards:get_repetition_penalty_reward?ngram_size=2", [2, 5]) == [0, -0.75]
+    with pytest.raises(ValueError, match="lacks soft_punish_cache"):
+        load_reward_model("py:trl.rewards:get_soft_overlong_punishment?max_completion_len=100")
+
+
+def test_the_trainer_state_is_read_as_trl_has_it():
+    """By the names of transformers.TrainerState, as attributes; and by name, as before."""
+    from ppo_runs import environment, ppo, problem
+    from transformers import TrainerState
+
+    seen = []
+
+    def curriculum(completions, trainer_state):
+        assert trainer_state["global_step"] == trainer_state.global_step
+        seen.append((trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch, dict(trainer_state)))
+        return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
+
+    agent = ppo(environment(problem(reward_model=curriculum, max_new_tokens=4)), batch_size=8, minibatch_size=8)
+    agent.learn(100)
+    steps = [step for step, *_ in seen]
+    assert steps == list(range(agent.updates)) and agent.updates > 2
+    assert seen[0][:3] == (0, math.ceil(100 / 32), 0.0)  # 8 texts of at most 4 tokens an update
+    assert agent.state.max_steps == agent.state.global_step == agent.updates and agent.state.epoch == 1.0
+    assert set(agent.state) <= set(vars(TrainerState()))
+    assert pickle.loads(pickle.dumps(agent.state)).global_step == agent.updates
+    with pytest.raises(AttributeError, match="no 'best_metric'; it has global_step"):
+        _ = agent.state.best_metric

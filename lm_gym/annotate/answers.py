@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 import sqlite3
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeGuard
@@ -53,11 +53,11 @@ class Answer:
             raise StoreError(f"an answer has no field {unknown[0]!r:.60}")
         identity = read_id(sent.get("id"))
         item, kind, shown = sent.get("item"), sent.get("kind"), sent.get("shown")
-        if not _whole(item):
+        if not is_whole(item):
             raise StoreError(f"item expected a whole number, got {item!r:.60}")
         if kind not in KINDS:
             raise StoreError(f"kind expected one of {', '.join(KINDS)}, got {kind!r:.60}")
-        if kind == "preference" and not (_whole(shown) and -3 <= shown <= 3):
+        if kind == "preference" and not (is_whole(shown) and -3 <= shown <= 3):
             raise StoreError(f"a preference expected shown from -3 to 3, got {shown!r:.60}")
         if kind != "preference" and shown is not None:
             raise StoreError(f"{kind} expected no value beside it, got shown {shown!r:.60}")
@@ -65,7 +65,9 @@ class Answer:
         if (kind == "flag") != bool(reason.strip()):
             raise StoreError("a flag, and nothing else, expected a reason")
         seconds = sent.get("seconds", 0.0)
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not math.isfinite(seconds):
+        # Compared, and not converted: a whole number may be too large for a float.
+        number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+        if not number or not abs(seconds) <= sys.float_info.max:
             raise StoreError(f"seconds expected a number, got {seconds!r:.60}")
         return cls(identity, item, kind, shown, reason, comment, min(max(float(seconds), 0.0), LONGEST_SECONDS))
 
@@ -165,7 +167,8 @@ def _receipt(row: sqlite3.Row) -> dict[str, Any]:
     return {name: row[name] for name in ("id", "item", "kind", "shown", "received")}
 
 
-def _whole(value: Any) -> TypeGuard[int]:
+def is_whole(value: Any) -> TypeGuard[int]:
+    """Whether a value that came over the network is a whole number that SQLite and JavaScript can hold."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53
 
 

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lm_gym.annotate.aggregate import Method, Verdict, Vote, aggregate
-from lm_gym.annotate.store import Store, StoreError
+from lm_gym.annotate.store import Store, StoreError, fitting_together
 from lm_gym.annotate.transcripts import as_text
 from lm_gym.rewards import Text
+from lm_gym.runinfo import naming
 
 Layout = Literal["as-is", "standard", "conversational"]
 How = Literal["none", "majority", "mean", "dawid-skene"]
@@ -78,14 +79,27 @@ def export(
         raise StoreError(f"format expected one of {', '.join(get_args(Layout))}, got {layout!r}")
     if out.suffix != ".jsonl":
         raise StoreError(f"out expected a name that ends in .jsonl, got {out}")
-    with store.transaction():  # one state of the store for both queries
-        answers = store.rows(
+    with store.snapshot() as seen:  # one state of the store for both queries
+        answers = seen.rows(
             "SELECT live.*, name FROM live JOIN annotators ON annotators.id = live.annotator ORDER BY live.seq"
         )
-        found = store.rows("SELECT * FROM items WHERE id IN (SELECT item FROM answers)")
-    items = {row["id"]: row for row in found}
+        found = seen.rows("SELECT * FROM items WHERE id IN (SELECT item FROM answers)")
     if not answers:
         raise StoreError("nobody has answered yet: there is nothing to export")
+    with fitting_together(store.path):
+        rows, ties, flags = _rows(answers, {row["id"]: row for row in found}, how, layout, gold)
+    if with_ties:
+        rows += ties
+    paths = [out, out.with_suffix(".ties.jsonl"), out.with_suffix(".flags.jsonl")]
+    for path, lines in zip(paths, (rows, ties, flags), strict=True):
+        _write(path, lines)
+    return Exported(paths[0], paths[1], paths[2], len(rows), len(ties), len(flags))
+
+
+def _rows(
+    answers: Sequence[Any], items: Mapping[int, Any], how: How, layout: Layout, gold: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Preferences, ties, and flags and skips."""
     votes = [row for row in answers if row["strength"] is not None]
     notes = [row for row in answers if row["strength"] is None]
     rows: list[dict[str, Any]] = []
@@ -98,13 +112,7 @@ def export(
         for item, said, verdict in _verdicts(votes, items, how):
             if gold or items[item]["gold"] is None:
                 (rows if verdict.direction else ties).append(_together(items[item], said, verdict, layout))
-    if with_ties:
-        rows += ties
-    flags = [_note(items[row["item"]], row, layout) for row in notes]
-    paths = [out, out.with_suffix(".ties.jsonl"), out.with_suffix(".flags.jsonl")]
-    for path, lines in zip(paths, (rows, ties, flags), strict=True):
-        _write(path, lines)
-    return Exported(paths[0], paths[1], paths[2], len(rows), len(ties), len(flags))
+    return rows, ties, [_note(items[row["item"]], row, layout) for row in notes]
 
 
 def _verdicts(votes: Sequence[Any], items: Mapping[int, Any], how: Method) -> Iterable[tuple[int, list[Any], Verdict]]:
@@ -206,9 +214,10 @@ def _time(seconds: float) -> str:
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    with naming(path):
+        with part.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,11 +99,22 @@ class Guard:
             return 405, "only GET and POST are answered"
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return 415, "a post expected Content-Type: application/json"
-        if urlsplit(headers.get("origin", "")).netloc.lower() != host.lower():
+        if _origin(headers.get("origin", "")) != host.lower():
             return 403, "a post expected to come from this page itself"
-        if not headers.get("content-length", "0").isdecimal() or int(headers.get("content-length", "0")) > LARGEST_BODY:
+        length = headers.get("content-length", "0").lstrip("0")  # compared by its digits: there may be thousands
+        if not re.fullmatch(r"[0-9]*", length):
+            return 400, "a request expected a Content-Length in digits"
+        if len(length) > len(str(LARGEST_BODY)) or int(length or "0") > LARGEST_BODY:
             return 413, f"a request expected at most {LARGEST_BODY} bytes"
         return 0, ""
+
+
+def _origin(origin: str) -> str:
+    """Host and port of an Origin header."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:  # half of an IPv6 address
+        return ""
 
 
 def _name(host: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lm_gym.annotate.people import Annotator
-from lm_gym.annotate.store import PRIME, Store
+from lm_gym.annotate.store import PRIME, Busy, Store
 from lm_gym.rewards import Text
 
 LOAN_SECONDS = 1800.0
@@ -60,15 +60,24 @@ class Progress:
 def next_items(store: Store, who: Annotator, count: int = 1) -> list[Loan]:
     """The items on this annotator's table: those already there first, then new ones up to `count`, all lent anew.
 
-    Fewer come when there is no more work; an item that was undone comes back at its old place.
+    Fewer come when there is no more work, or while somebody else is writing to the store; an item that was undone comes
+    back at its old place.
+
+    Raises:
+        Busy: there is nothing on the table, and the store could not be written to.
     """
     count = max(0, min(count, MOST_AT_ONCE))
     now = store.clock()
     mine = store.rows(_MINE, {"me": who.id, "now": now})
     # The common case writes nothing: enough items on the table, none of them about to run out.
     if len(mine) < count or any(row["expires"] < now + LOAN_SECONDS / 2 for row in mine[:count]):
-        with store.transaction() as connection:
-            mine = _lend(store, connection, who.id, count, now)
+        try:
+            # With something on the table nobody needs to wait for another writer.
+            with store.transaction(wait=0.2 if mine and count else None) as connection:
+                mine = _lend(store, connection, who.id, count, now)
+        except Busy:
+            if not mine:
+                raise
     return [_loan(store, row) for row in mine[:count]]
 
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lm_gym.annotate.answers import read_id
+from lm_gym.annotate.answers import is_whole, read_id
 from lm_gym.annotate.lending import Loan, lend, loan_of
 from lm_gym.annotate.people import Annotator
 from lm_gym.annotate.store import Conflict, Pair, Store, StoreError, dumps, insert
@@ -89,7 +89,7 @@ def _prompt(store: Store, who: Annotator, text: str, sent: dict[str, Any], conve
     side = sent.get("side")
     if side not in ("first", "second"):
         raise StoreError(f"side expected first or second, got {side!r:.40}")
-    if not isinstance(item, int) or not store.rows("SELECT 1 FROM items WHERE id = ? AND author = ?", (item, who.id)):
+    if not is_whole(item) or not store.rows("SELECT 1 FROM items WHERE id = ? AND author = ?", (item, who.id)):
         raise Conflict("only a conversation of your own can be gone on with")
     loan = loan_of(store, who.id, item)
     answer = loan.first if side == "first" else loan.second

@@ -1,4 +1,5 @@
-"""Tables of the store. Answers and undos are only ever added: triggers refuse every change of a row."""
+"""Tables of the store. Answers and undos are only ever added: triggers refuse every change of a row, and of a pair that
+has answers. Stores of before a trigger get it when they are opened."""
 
 APPLICATION_ID = 0x4C4D4750
 """SQLite's application_id of a store ("LMGP"), so that no other database is taken for one."""
@@ -76,9 +77,31 @@ CREATE TABLE undos (
     received REAL NOT NULL
 );
 CREATE VIEW live AS SELECT * FROM answers WHERE id NOT IN (SELECT answer FROM undos);
+"""
 
-CREATE TRIGGER answers_stay BEFORE DELETE ON answers BEGIN SELECT RAISE(ABORT, 'answers are never erased'); END;
-CREATE TRIGGER answers_as_given BEFORE UPDATE ON answers BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END;
-CREATE TRIGGER undos_stay BEFORE DELETE ON undos BEGIN SELECT RAISE(ABORT, 'undos are never erased'); END;
-CREATE TRIGGER undos_as_given BEFORE UPDATE ON undos BEGIN SELECT RAISE(ABORT, 'undos are never changed'); END;
+# REPLACE erases the row that it replaces without a trigger of DELETE: what is there already is not put there again.
+TRIGGERS = """
+CREATE TRIGGER IF NOT EXISTS answers_stay BEFORE DELETE ON answers
+BEGIN SELECT RAISE(ABORT, 'answers are never erased'); END;
+CREATE TRIGGER IF NOT EXISTS answers_as_given BEFORE UPDATE ON answers
+BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS answers_once BEFORE INSERT ON answers
+WHEN EXISTS (SELECT 1 FROM answers WHERE id = NEW.id OR seq = NEW.seq)
+BEGIN SELECT RAISE(ABORT, 'answers are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS undos_stay BEFORE DELETE ON undos
+BEGIN SELECT RAISE(ABORT, 'undos are never erased'); END;
+CREATE TRIGGER IF NOT EXISTS undos_as_given BEFORE UPDATE ON undos
+BEGIN SELECT RAISE(ABORT, 'undos are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS undos_once BEFORE INSERT ON undos
+WHEN EXISTS (SELECT 1 FROM undos WHERE id = NEW.id OR answer = NEW.answer OR seq = NEW.seq)
+BEGIN SELECT RAISE(ABORT, 'undos are never changed'); END;
+CREATE TRIGGER IF NOT EXISTS items_stay BEFORE DELETE ON items
+WHEN EXISTS (SELECT 1 FROM answers WHERE item = OLD.id)
+BEGIN SELECT RAISE(ABORT, 'a pair with answers is never erased'); END;
+CREATE TRIGGER IF NOT EXISTS items_as_shown BEFORE UPDATE OF id, uid, prompt, a, b ON items
+WHEN EXISTS (SELECT 1 FROM answers WHERE item = OLD.id)
+BEGIN SELECT RAISE(ABORT, 'a pair with answers is never changed'); END;
+CREATE TRIGGER IF NOT EXISTS items_once BEFORE INSERT ON items
+WHEN EXISTS (SELECT 1 FROM answers WHERE item IN (SELECT id FROM items WHERE id = NEW.id OR uid = NEW.uid))
+BEGIN SELECT RAISE(ABORT, 'a pair with answers is never changed'); END;
 """

@@ -13,7 +13,7 @@ from lm_gym.annotate.markdown import guidelines_html, turns
 from lm_gym.annotate.people import Annotator, holder, sign_in, signed_in
 from lm_gym.annotate.redteam import Writer, provoke
 from lm_gym.annotate.status import share, status
-from lm_gym.annotate.store import Conflict, Store, StoreError
+from lm_gym.annotate.store import Busy, Conflict, Store, StoreError, Unreadable
 from lm_gym.extras import install_command
 from lm_gym.terminal import shorten
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).resolve().parent
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+WAIT = 3.0
+"""Seconds for which a request that writes waits for other writers; the page asks again by itself."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 # FastAPI reads the annotations of the functions below when the application is made, and they name what is imported
@@ -71,6 +73,7 @@ def create_app(
     except ImportError as error:
         raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
 
+    store.wait = min(store.wait, WAIT)
     body: Any = Body()
     # No documentation pages: they would load scripts from another host.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -183,9 +186,11 @@ def create_app(
         return Response(path.read_bytes(), media_type=TYPES[path.suffix])
 
     def failure(request: Request, code: int, title: str, body: str) -> Response:
-        if request.url.path.startswith("/api/"):
-            return JSONResponse({"error": body}, code)
-        return page("message.html", code, title=title, body=body)
+        api = request.url.path.startswith("/api/")
+        response = JSONResponse({"error": body}, code) if api else page("message.html", code, title=title, body=body)
+        if code == 503:
+            response.headers["Retry-After"] = "2"
+        return response
 
     def handler(code: int, title: str, body: str = "") -> Callable[[Any, Any], Any]:
         def handle(request: Request, error: Exception) -> Response:
@@ -200,6 +205,8 @@ def create_app(
     app.add_exception_handler(NotSignedIn, handler(401, "You are not signed in", NOT_SIGNED_IN))
     app.add_exception_handler(Forbidden, handler(403, "Not for you", "Your link does not open this page."))
     app.add_exception_handler(Conflict, handler(409, "That does not fit"))
+    app.add_exception_handler(Busy, handler(503, "In a moment"))
+    app.add_exception_handler(Unreadable, handler(500, "The store cannot be used", BROKEN))
     app.add_exception_handler(StoreError, handler(400, "That cannot be used"))
     app.add_exception_handler(RequestValidationError, handler(400, "That cannot be used", "the request is malformed"))
     app.add_exception_handler(HTTPException, of_http)  # type: ignore[arg-type]
@@ -208,6 +215,9 @@ def create_app(
 
 WRONG_LINK = (
     "It is not complete, it has expired, or a newer one has taken its place. Ask whoever sent it to you for a new one."
+)
+BROKEN = (
+    "Tell whoever runs this page: its disk is full, or the file of the answers is damaged. What was confirmed stays."
 )
 NOT_SIGNED_IN = "Open the invitation link that you were given; it signs you in."
 

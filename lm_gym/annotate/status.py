@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lm_gym.annotate.agreement import SCALE, Alpha, cohen_kappa, ordinal_alpha, wilson
-from lm_gym.annotate.store import Store
+from lm_gym.annotate.store import Store, fitting_together
 from lm_gym.rewards import plain_text
 
 MOST_DISAGREED = 10
@@ -90,18 +90,27 @@ class Status:
 
 
 def status(store: Store, *, resamples: int = 1000, seed: int = 0) -> Status:
-    """Work it out from the answers that stand."""
-    with store.transaction():  # one state of the store for all the queries
-        answers = store.rows(
+    """Work it out from the answers that stand.
+
+    Raises:
+        Unreadable: the store is damaged.
+    """
+    with fitting_together(store.path):
+        return _status(store, resamples, seed)
+
+
+def _status(store: Store, resamples: int, seed: int) -> Status:
+    with store.snapshot() as seen:  # one state of the store for all the queries
+        answers = seen.rows(
             "SELECT live.*, name, gold FROM live JOIN annotators ON annotators.id = live.annotator"
             " JOIN items ON items.id = live.item ORDER BY live.seq"
         )
         undone = Counter(
             row["name"]
-            for row in store.rows("SELECT name FROM undos JOIN annotators ON annotators.id = undos.annotator")
+            for row in seen.rows("SELECT name FROM undos JOIN annotators ON annotators.id = undos.annotator")
         )
-        items = store.rows("SELECT asked, need, done, gold, author FROM items")
-        names = [row["name"] for row in store.rows("SELECT name FROM annotators WHERE NOT admin ORDER BY name")]
+        items = seen.rows("SELECT asked, need, done, gold, author FROM items")
+        names = [row["name"] for row in seen.rows("SELECT name FROM annotators WHERE NOT admin ORDER BY name")]
     worked = {row["name"] for row in answers} | set(undone)
     names += sorted(worked - set(names))
     asked = [row for row in items if row["asked"] and row["gold"] is None]

@@ -19,6 +19,7 @@ from lm_gym.annotate.store import Store
 from lm_gym.cli.annotate_serve import Serve, add, serve, tell_unusable
 from lm_gym.cli.errors import Failed, refusing
 from lm_gym.rewards import RewardModelError
+from lm_gym.runinfo import write_atomically
 
 
 @dataclass
@@ -158,7 +159,7 @@ def import_pairs(options: ImportPairs) -> int:
     tell_unusable(found)
     if options.unusable is not None:
         lines = [json.dumps({"where": where, "why": why}, ensure_ascii=False) for where, why in found.unusable]
-        Path(options.unusable).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_atomically(Path(options.unusable), "".join(f"{line}\n" for line in lines))
     if not found.pairs:
         raise ValueError(f"{options.data} has no pair that can be used")
     with Store(options.db, create=True) as store:

@@ -89,6 +89,7 @@ def serve(options: Serve) -> int:
         import uvicorn
     except ImportError as error:
         raise ImportError(f"the annotation page needs {error.name}: {install_command('annotate')}") from error
+    from lm_gym.annotate.connections import LOGGING, bounded_protocol
     from lm_gym.annotate.server import create_app
 
     if not 0 <= options.port <= 65535:
@@ -116,7 +117,7 @@ def serve(options: Serve) -> int:
             _announce(store, options, base)
             config = uvicorn.Config(
                 app, log_level="warning", access_log=False, server_header=False, proxy_headers=False, lifespan="off",
-                timeout_graceful_shutdown=5,
+                timeout_graceful_shutdown=5, http=bounded_protocol(), log_config=LOGGING,
             )  # fmt: skip
             try:
                 uvicorn.Server(config).run(sockets=[listening])

@@ -2,7 +2,7 @@
 
 Flags are made by tyro from dataclasses, so that every field has one, with its docstring as help. Exit codes: 0 done,
 1 a run that broke off (or `doctor` found something broken), 2 something that the user can put right, 130 stopped by
-Ctrl-C.
+Ctrl-C, 143 by SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Annotated, Literal
 import tyro
 
 from lm_gym.cli.demo import Demo
-from lm_gym.cli.errors import Failed, Refused, plain_warnings, refusing, say
+from lm_gym.cli.errors import Failed, Refused, code_of, one_line, plain_warnings, refusing, say, terminable
 from lm_gym.cli.export import Export, Replay
 from lm_gym.cli.options import agent_names, parse_train
 from lm_gym.cli.preferences import Preferences
 from lm_gym.cli.reward_eval import Reward
 from lm_gym.cli.serve_reward import ServeReward
-from lm_gym.cli.train import STOPPED
+from lm_gym.reward_errors import RewardModelError
 
 
 @dataclass
@@ -117,14 +117,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in args
     try:
-        with plain_warnings():
+        with plain_warnings(), terminable():
             return run(args)
     except Refused as error:
         if debug:
             raise
         say(f"error: {error}")
         return 2
-    except Failed as error:
+    except (Failed, RewardModelError) as error:
         if debug:
             raise
         say(f"error: {error}")
@@ -132,10 +132,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         if debug:
             raise
-        say("\n".join(["aborted", *map(str, error.args)]))
-        return STOPPED
+        say("\n".join(["aborted", *filter(None, map(str, error.args))]))
+        return code_of(error)
     except BrokenPipeError:  # `lm-gym ls | head`
         sys.stderr.close()
+        return 1
+    except OSError as error:  # a disk that is full, late in a command
+        if debug:
+            raise
+        say(f"error: {one_line(error)}")
         return 1
 
 

@@ -15,6 +15,7 @@ import yaml
 from lm_gym.cli.config_file import checked
 from lm_gym.cli.errors import refusing, say
 from lm_gym.cli.options import load_agent
+from lm_gym.terminal import printable
 
 SET_ELSEWHERE = ("seed", "kl_coef")
 """Fields of an agent that the comparison has options of its own for."""
@@ -78,9 +79,9 @@ def compare(args: Sequence[str]) -> int:
         from lm_gym.compare.run import compare as run
 
         try:
-            done = run(settings, folder, lambda line: print(line, flush=True))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"what has ended is in {folder}; the same command goes on from there") from None
+            done = run(settings, folder, lambda line: print(printable(line), flush=True))
+        except KeyboardInterrupt as stop:  # or SIGTERM
+            raise type(stop)(f"what has ended is in {folder}; the same command goes on from there") from None
     for message, who in done.warnings.items():
         say(f"warning: {message} ({who})")
     from lm_gym.compare.results import UNEQUAL
@@ -91,7 +92,7 @@ def compare(args: Sequence[str]) -> int:
         say(f"warning: {len(foreign) - len(beside)} of {len(foreign)} imported rows are of other problems: left out")
     if done.rows or beside:
         with refusing():
-            print(output.write([*done.rows, *beside], done.problems, out))
+            print(printable(output.write([*done.rows, *beside], done.problems, out)))
     print(_said(call, settings, done))
     off = [row for row in done.rows if row.tokens and abs(row.tokens / settings.total_tokens - 1) > UNEQUAL]
     if off:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from lm_gym.cli.errors import refusing
 from lm_gym.cli.options import ProblemOptions, RunOptions, TrainOptions, load_agent
+from lm_gym.folders import LOCK, locked
 
 PRESET = "demo"
 
@@ -39,12 +41,23 @@ class Demo:
 
 def demo(options: Demo) -> int:
     """Run the demo; returns the exit code of the training."""
-    from lm_gym.cli.train import train
-
     started = time.monotonic()
     out = Path(options.out)
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            if out.exists() and not out.is_dir():
+                raise ValueError(f"--out expected a folder, and {out} is a file")
+            stack.enter_context(locked(out))
+            replaced = make_room(out)
+        code = _demo(options, replaced)
+    print(f"took        {time.monotonic() - started:.0f} s")
+    return code
+
+
+def _demo(options: Demo, replaced: bool) -> int:
+    from lm_gym.cli.train import train
+
     with refusing():
-        replaced = make_room(out)
         agent_class = load_agent("ppo")
         agent = agent_class.config_class(**AGENT, seed=options.seed)
     problem = ProblemOptions(**PROBLEM)
@@ -53,7 +66,7 @@ def demo(options: Demo) -> int:
         f"the score at a price of {problem.kl_coef} a nat of KL from the untrained model."
     )
     if replaced:
-        print(f"(the earlier demo in {out} is replaced)")
+        print(f"(the earlier demo in {options.out} is replaced)")
     run = RunOptions(
         total_tokens=options.total_tokens,
         out=options.out,
@@ -63,9 +76,7 @@ def demo(options: Demo) -> int:
         guard_prompts=GUARD_PROMPTS,
         debug=options.debug,
     )
-    code = train(TrainOptions(agent_class, "ppo", problem, agent, run), preset=PRESET)
-    print(f"took        {time.monotonic() - started:.0f} s")
-    return code
+    return train(TrainOptions(agent_class, "ppo", problem, agent, run), preset=PRESET)
 
 
 def make_room(out: Path) -> bool:
@@ -74,11 +85,15 @@ def make_room(out: Path) -> bool:
     Raises:
         ValueError: something else is in the folder.
     """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and not [path for path in out.iterdir() if path.name != LOCK]):
         return False
     if not _is_demo(out):
         raise ValueError(f"{out} holds something that is no earlier demo: choose another --out, or move it away")
-    shutil.rmtree(out)
+    for path in sorted(out.iterdir(), key=lambda path: path.name == "config.yaml"):  # last what says that it is a demo
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
     return True
 
 

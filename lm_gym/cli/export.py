@@ -43,9 +43,10 @@ class Replay:
 def export(options: Export) -> int:
     """Write the folder; returns 0."""
     from lm_gym.cli.sample import load_run
+    from lm_gym.run_folder import config_of
 
     folder = Path(options.run)
-    run = folder if (folder / "config.yaml").is_file() else folder.resolve().parent.parent
+    run = folder if config_of(folder) is not None else folder.resolve().parent.parent
     agent = load_run(folder, dtype=options.dtype)
     if options.adapter and not agent.config.lora_rank:
         raise ValueError(f"--adapter expected a run with LoRA, and {run} trained whole weights: leave it out")

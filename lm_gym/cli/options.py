@@ -13,8 +13,10 @@ from typing import Annotated, Any
 import tyro
 
 from lm_gym.cli.config_file import read_options
+from lm_gym.cli.errors import say
 from lm_gym.cli.help_text import first_line, overview
 from lm_gym.reward_specs import user_attribute
+from lm_gym.run_folder import CONFIG, config_of
 from lm_gym.runinfo import KEEP_CHECKPOINTS
 
 AGENTS = "lm_gym.agents"
@@ -175,9 +177,12 @@ def parse_train(name: str, args: Sequence[str]) -> TrainOptions:
     if found.run.resume:
         if found.run.out is None:
             raise ValueError("--resume expected --out runs/<name>, the run to go on with")
-        if not (Path(found.run.out) / "config.yaml").is_file():
+        config = config_of(Path(found.run.out))
+        if config is None:
             raise ValueError(f"--resume expected a run's folder, and {found.run.out} has no config.yaml")
-        path = path or str(Path(found.run.out) / "config.yaml")
+        if config.name != CONFIG:
+            say(f"note: {CONFIG} is not in {found.run.out}: {config.name} is taken, the newest that is kept")
+        path = path or str(config)
     if path is not None:
         found = parse(_with_file(flags, path, name))
     agent = agent_class.config_class(**{f.name: getattr(found.agent, f.name) for f in dataclasses.fields(found.agent)})

@@ -14,10 +14,10 @@ import tyro
 from lm_gym.cli.config_file import PASSED_OVER, checked, load_mapping
 from lm_gym.cli.errors import Failed, Interrupt, refusing, say
 from lm_gym.cli.options import load_agent
+from lm_gym.terminal import printable
 
 StageName = Literal["sft", "preferences", "reward-model", "rl", "evaluation"]
-ASKED = "Ctrl-C: this update, or this stage, is finished and saved first (Ctrl-C again stops at once)"
-STOPPED = 130
+ASKED = "this update, or this stage, is finished and saved first"
 SECTIONS = ("sft", "preferences", "reward_model", "rl", "evaluation")
 
 
@@ -40,7 +40,7 @@ class Call:
 
 
 def pipeline(args: Sequence[str]) -> int:
-    """Parse, run, say where the report is. Returns the exit code: 0, or 130 where Ctrl-C stopped it.
+    """Parse, run, say where the report is. Returns the exit code: 0, or that of the signal which stopped it.
 
     Raises:
         Refused: an option or a file that the user can put right. Failed: numbers that blew up, a judge that raised.
@@ -65,13 +65,13 @@ def pipeline(args: Sequence[str]) -> int:
                 out,
                 until=call.until,
                 start=call.start,
-                say=lambda line: print(line, flush=True),
+                say=lambda line: print(printable(line), flush=True),
                 stop=lambda: interrupt.asked,
                 progress=True,
             )
         except Stopped:
             say(f"stopped; the same command goes on: lm-gym pipeline --config {out / 'pipeline.yaml'} --out {out}")
-            return STOPPED
+            return interrupt.code
         except (RewardModelError, FloatingPointError) as error:
             raise Failed(
                 f"{error}\nwhat was finished stays in {out}, and the same command goes on from there"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from lm_gym.folders import filled_aside
 from lm_gym.preference_data import Annotators, draw_pairs, label_pairs, write_preferences
 
 if TYPE_CHECKING:
@@ -58,19 +59,24 @@ def make_preferences(options: Preferences) -> int:
     Raises:
         ValueError: a model, prompt source, score or number that cannot be used.
     """
-    from lm_gym.cli.sample import load_policy
-    from lm_gym.rewards import load_reward_model
-
     if options.test_pairs < 0:
         raise ValueError(f"test_pairs expected at least 0, got {options.test_pairs}")
     out = Path(options.out)
+    with filled_aside(out) as aside:
+        _make(options, out, aside)
+    return 0
+
+
+def _make(options: Preferences, out: Path, aside: Path) -> None:
+    from lm_gym.cli.sample import load_policy
+    from lm_gym.rewards import load_reward_model
+
     used = [name for name in ("train.jsonl", "test.jsonl") if (out / name).exists()]
     if used:
         raise ValueError(f"{out} already holds {' and '.join(used)}: choose another --out")
     gold = load_reward_model(_gold(options))
     lm = load_policy(options.model, device=options.device)
     train, test = _prompts(options, lm)
-    out.mkdir(parents=True, exist_ok=True)
     parts = [("train.jsonl", train, options.pairs, 0), ("test.jsonl", test, options.test_pairs, 1)]
     for name, prompts, count, part in parts:
         if count == 0 and part:
@@ -86,8 +92,8 @@ def make_preferences(options: Preferences) -> int:
             seed=seed,
         )
         labelled = label_pairs(pairs, options.annotators, seed=seed)
-        print(f"{write_preferences(out / name, labelled)}  {_summary(labelled)}", flush=True)
-    return 0
+        write_preferences(aside / name, labelled)
+        print(f"{out / name}  {_summary(labelled)}", flush=True)
 
 
 def _gold(options: Preferences) -> str:

@@ -54,6 +54,7 @@ def evaluate_reward(options: Reward) -> int:
     from lm_gym.reward_findings import findings
     from lm_gym.reward_page import write_page
     from lm_gym.rewards import RewardModelError, load_reward_model
+    from lm_gym.terminal import printable
 
     logging.disable_progress_bar()  # a bar for the two files of a small model
     if options.threads is not None:
@@ -74,7 +75,7 @@ def evaluate_reward(options: Reward) -> int:
         raise Failed(str(error)) from error
     _print(results)
     for line in findings(results):
-        print(f"! {line}")
+        print(f"! {printable(line)}")
     print(f"page        {write_page(options.out, results, judged, title=options.title)}")
     return 0
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import tyro
 
 from lm_gym.cli.errors import Failed, refusing
+from lm_gym.folders import locked
 from lm_gym.reward_models.bradley_terry import RewardModelConfig, RewardModelFit, train_reward_model
 
 LOOK = "{epoch:5.2f}   {train_loss:10.4f}"
@@ -55,7 +56,8 @@ def run_training(args: Sequence[str]) -> int:
             description="Train a Bradley-Terry reward model on preference data; --reward hf:<out> uses it.",
             args=list(args),
         )
-        out = Path(options.out)
+    out = Path(options.out)
+    with refusing(), locked(out, beside=True):
         if (out / "config.json").exists():
             raise ValueError(f"{out} holds a model already: choose another --out")
         load = load_rankings if options.rankings else load_preferences

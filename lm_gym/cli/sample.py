@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_gym.cli.errors import Failed
 from lm_gym.cli.options import load_agent
+from lm_gym.run_folder import config_of
 from lm_gym.runinfo import read_config
 
 if TYPE_CHECKING:
@@ -94,12 +95,13 @@ def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32")
     from lm_gym.mdp import AlignmentMDP
 
     run = folder if (folder / "checkpoints").is_dir() else folder.resolve().parent.parent
-    if not (run / "config.yaml").is_file():
+    path = config_of(run)
+    if path is None:
         raise ValueError(f"model {str(folder)!r} expected a run's folder with config.yaml, got none in {run}")
-    config = read_config(run / "config.yaml")
+    config = read_config(path)
     agent = config.get("agent")
     if not isinstance(agent, dict) or "name" not in agent or "model" not in config:
-        raise ValueError(f"{run / 'config.yaml'} names no agent and model: it is not of `lm-gym train`")
+        raise ValueError(f"{path} names no agent and model: it is not of `lm-gym train`")
     mdp = AlignmentMDP(
         model=config["model"],
         reference=config.get("reference"),

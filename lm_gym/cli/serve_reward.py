@@ -13,6 +13,7 @@ from types import FrameType
 import tyro
 
 from lm_gym.cli.errors import Failed, say
+from lm_gym.terminal import printable
 
 
 @dataclass
@@ -74,9 +75,8 @@ def serve_reward(options: ServeReward) -> int:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server.start()
-        print(
-            f"serving {server.name} at {server.url}/get_reward and {server.url}/classify (Ctrl-C stops it)", flush=True
-        )
+        routes = f"{server.url}/get_reward and {server.url}/classify"
+        print(f"serving {printable(server.name)} at {routes} (Ctrl-C stops it)", flush=True)
         while not stopped.wait(0.5):  # in short waits: some platforms see no signal in the middle of one
             pass
         emptied = server.close()

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lm_gym.cli.errors import Failed, Interrupt, Refused, refusing, say
+from lm_gym.cli.errors import TERMINATED, Failed, Interrupt, Refused, code_of, one_line, refusing, say
 from lm_gym.cli.options import NOT_IN_FILES, TrainOptions
+from lm_gym.folders import FolderInUse, locked
+from lm_gym.run_folder import newest_step, saved_steps, used
 from lm_gym.runinfo import plain
 
-STOPPED = 130
-"""Exit code after Ctrl-C, as of any program that SIGINT ends."""
-RUN_FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "checkpoints")
-ASKED = "Ctrl-C: this update is finished and saved first (Ctrl-C again stops at once)"
+ASKED = "this update is finished and saved first"
 
 
 def train(options: TrainOptions, *, preset: str | None = None) -> int:
-    """Train, evaluate, report. Returns the exit code: 0, or 130 where Ctrl-C stopped it.
+    """Train, evaluate, report. Returns the exit code: 0, or that of the signal which stopped it.
 
     Args:
         preset: a name for ``run.preset`` in config.yaml, which tells a run of this command from a user's own; with one
@@ -28,12 +29,17 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
     Raises:
         Refused: an option that the user can put right. Failed: a reward model that raised, numbers that blew up.
     """
+    with contextlib.ExitStack() as stack:
+        with refusing():
+            out = stack.enter_context(run_folder(options))
+            agent, held_out, where = make_agent(options, out)
+            agent.named = options.agent_name
+        return _train(options, out, agent, held_out, where, preset)
+
+
+def _train(options: TrainOptions, out: Path, agent: Any, held_out: list[Any], where: str, preset: str | None) -> int:
     from lm_gym.rewards import RewardModelError
 
-    with refusing():
-        out = run_folder(options)
-        agent, held_out, where = make_agent(options, out)
-        agent.named = options.agent_name
     config = resolved(options, held_out=where)
     provenance: dict[str, Any] = agent.run_info()
     if preset is not None:
@@ -46,11 +52,13 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
     if stopped:
         say(f"stopped after update {agent.updates}, {agent.tokens} tokens; saved {last}")
     try:
-        if options.run.eval_texts:
+        if stopped == TERMINATED:  # whoever sent it kills soon
+            say("the evaluation is left out")
+        elif options.run.eval_texts:
             _evaluate(agent, options, out, held_out, where)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         say("the evaluation is left out")
-        stopped = True
+        stopped = code_of(stop)
     except RewardModelError as error:
         raise Failed(f"{error}\nthe evaluation is left out; last checkpoint: {last}") from error
     from lm_gym.report import write_report
@@ -60,22 +68,40 @@ def train(options: TrainOptions, *, preset: str | None = None) -> int:
     if stopped:
         print(f"go on with  lm-gym train {options.agent_name} --resume --out {out}")
     print(f'try it with lm-gym sample --model {out} --prompt "..."')
-    return STOPPED if stopped else 0
+    return stopped
 
 
-def run_folder(options: TrainOptions) -> Path:
-    """The run's folder: as asked for, or a new one named by date and time."""
+@contextlib.contextmanager
+def run_folder(options: TrainOptions) -> Iterator[Path]:
+    """The run's folder under its lock: as asked for, or a new one named by date and time."""
     if options.run.out is None:
-        return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_class.name}"
+        with _new_folder(f"{datetime.now():%Y%m%d-%H%M%S}-{options.agent_class.name}") as out:
+            yield out
+        return
     out = Path(options.run.out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out expected a folder, and {out} is a file")
-    used = [name for name in RUN_FILES if (out / name).exists()]
-    if used and not options.run.resume:
-        raise ValueError(
-            f"{out} already holds a run ({', '.join(used)}): choose another --out, or go on with it by --resume"
-        )
-    return out
+    with locked(out):
+        if (there := used(out)) and not options.run.resume:
+            raise ValueError(
+                f"{out} already holds a run ({', '.join(there)}): choose another --out, or go on with it by --resume"
+            )
+        yield out
+
+
+@contextlib.contextmanager
+def _new_folder(name: str) -> Iterator[Path]:
+    """A folder in runs that nobody has; with a number behind its name where two start in one second."""
+    for n in itertools.count(1):
+        out = Path("runs") / (name if n == 1 else f"{name}-{n}")
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(out))
+            except FolderInUse:
+                continue
+            if not used(out):
+                yield out
+                return
 
 
 def make_agent(options: TrainOptions, out: Path) -> tuple[Any, list[Any], str]:
@@ -198,8 +224,8 @@ def print_config(config: Mapping[str, Any], out: Path) -> None:
     print(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120), flush=True)
 
 
-def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any], guard: Any) -> bool:
-    """Train until done or Ctrl-C; whether it was stopped."""
+def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any], guard: Any) -> int:
+    """Train until done or told to stop; the exit code of the signal that did, or 0."""
     from lm_gym.rewards import RewardModelError
 
     run = options.run
@@ -222,22 +248,23 @@ def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, An
                 callback=lambda _agent, _metrics: not interrupt.asked,
             )
         except (RewardModelError, FloatingPointError, OSError) as error:
-            raise Failed(f"{error}\n{_kept(out)}") from error
+            words = one_line(error) if isinstance(error, OSError) else str(error)
+            raise Failed("\n".join([words, *_kept(out)])) from error
         except ImportError as error:  # a tracker without its extra
             raise Refused(str(error)) from error
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_kept(out)) from None
-    return interrupt.asked
+        except KeyboardInterrupt as stop:
+            raise type(stop)(*_kept(out)) from None
+    return interrupt.code
 
 
-def _kept(out: Path) -> str:
-    """What is left of a run that broke off."""
-    from lm_gym.checkpoints import latest
-
-    try:
-        return f"last checkpoint: {latest(out)} (go on from it with --resume --out {out})"
-    except ValueError:
-        return f"no checkpoint was saved yet in {out} (--save-every says how often that happens)"
+def _kept(out: Path) -> list[str]:
+    """What is left of a run that broke off, in a line; none where no update was made."""
+    if saved := saved_steps(out):
+        newest = out / "checkpoints" / f"step-{saved[-1]}"
+        return [f"last checkpoint: {newest} (go on from it with --resume --out {out})"]
+    if newest_step(out) is None:
+        return []
+    return [f"no checkpoint was saved yet in {out} (--save-every says how often that happens)"]
 
 
 def _evaluate(agent: Any, options: TrainOptions, out: Path, held_out: list[Any], where: str) -> None:

@@ -19,6 +19,7 @@ from lm_gym.compare.results import FEW, Estimate, Results, Run, Setting
 from lm_gym.compare.rows import Row
 from lm_gym.compare.statistics import FloatArray, iqm, iqm_band, mean_band, profile, profile_band
 from lm_gym.compare.tables import Improvements
+from lm_gym.runinfo import naming
 
 SUFFIXES = (".pdf", ".svg", ".png")
 FEW_AGENTS = 6
@@ -49,7 +50,8 @@ def draw(results: Results, found: Improvements, stem: Path, suffix: str) -> list
             if figure is None:
                 path.unlink(missing_ok=True)
                 continue
-            figure.savefig(path, metadata=_METADATA[suffix])
+            with naming(path):
+                figure.savefig(path, metadata=_METADATA[suffix])
             written.append(path)
     return written
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import lm_gym
 from lm_gym.compare.rows import Problem, Row, read_rows, row_line
 from lm_gym.compare.settings import Job, Settings
+from lm_gym.run_files import append, read_jsonl
 from lm_gym.runinfo import git_revision, write_atomically
 
 Group = tuple[str, str, float]
@@ -120,20 +122,18 @@ class Ledger:
         self._write(name, json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _write(self, name: str, line: str) -> None:
-        with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
+        append(self.folder / name, line)
 
     def _read(self, name: str) -> list[dict[str, Any]]:
         self._whole_lines(name)
         path = self.folder / name
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        return read_jsonl(path) if path.exists() else []
 
     def _whole_lines(self, name: str) -> None:
         """Cut off a line that a kill left unfinished: its run is made again."""
         path = self.folder / name
         if path.exists():
             found = path.read_bytes()
-            whole = found[: found.rfind(b"\n") + 1]
-            if whole != found:
-                path.write_bytes(whole)
+            whole = found.rfind(b"\n") + 1
+            if whole != len(found):
+                os.truncate(path, whole)

@@ -8,6 +8,7 @@ from pathlib import Path
 from lm_gym.compare import tables
 from lm_gym.compare.results import gather
 from lm_gym.compare.rows import Problem, Row
+from lm_gym.runinfo import write_atomically
 
 
 def check(out: Path) -> None:
@@ -53,6 +54,6 @@ def write(rows: Sequence[Row], problems: Sequence[Problem], out: Path) -> str:
         "-improvement.csv": tables.improvement_csv(found),
         ".md": text,
     }.items():
-        stem.with_name(f"{stem.name}{name}").write_text(content, encoding="utf-8")
+        write_atomically(stem.with_name(f"{stem.name}{name}"), content)
     figures.draw(results, found, stem, out.suffix)
     return text

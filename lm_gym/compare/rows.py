@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lm_gym.runinfo import write_atomically
+
 
 @dataclass(frozen=True)
 class Row:
@@ -113,9 +115,7 @@ def write_rows(rows: Iterable[Row], path: Path) -> None:
     rows = list(rows)
     check_distinct(rows)
     text = "".join(row_line(row) for row in rows)
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    write_atomically(path, text)
 
 
 def row_line(row: Row) -> str:

@@ -15,6 +15,7 @@ from lm_gym.compare.rows import Problem, Row
 from lm_gym.compare.settings import TUNING_SEED, Job, Settings
 from lm_gym.compare.training import Trained, train
 from lm_gym.compare.tuning import trials
+from lm_gym.folders import locked
 
 Say = Callable[[str], None]
 
@@ -45,9 +46,10 @@ def compare(settings: Settings, folder: Path, say: Say) -> Compared:
         say: called with a line for every run that ends.
 
     Raises:
-        ValueError: the folder was made with other settings.
+        ValueError: the folder was made with other settings. FolderInUse: another process goes on with it.
     """
-    return _Comparison(settings, Ledger(folder, settings), say).run()
+    with locked(folder):
+        return _Comparison(settings, Ledger(folder, settings), say).run()
 
 
 class _Comparison:

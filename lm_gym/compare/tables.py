@@ -15,6 +15,7 @@ import numpy as np
 from lm_gym.compare.results import Estimate, Results, Run, Setting
 from lm_gym.compare.rows import Row
 from lm_gym.compare.statistics import Interval, improvement, improvement_interval
+from lm_gym.terminal import printable
 
 NONE = "–"
 """What stands for a number that is not known: never a 0."""
@@ -240,7 +241,7 @@ def _three(estimate: Estimate | None) -> list[Cell]:
 
 def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table with padded columns, the first one to the left, the others to the right."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in [header, *lines]]
+    cells = [[printable(cell).replace("|", "\\|") for cell in line] for line in [header, *lines]]
     widths = np.max([[len(cell) for cell in line] for line in cells], axis=0)
     padded = [
         [cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths))] for line in cells
@@ -252,6 +253,25 @@ def _markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def _csv(header: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in line] for line in lines)
+    writer.writerow(map(_no_formula, header))
+    writer.writerows(map(_no_formula, line) for line in lines)
     return out.getvalue()
+
+
+def _no_formula(cell: Cell) -> Cell:
+    """A cell as a spreadsheet shows it: a text that would be a formula there (OWASP: =, +, -, @, tab, CR) stays a text.
+
+    Numbers stay numbers, negative ones too.
+    """
+    if cell is None:
+        return ""
+    if not isinstance(cell, str):
+        return cell
+    shown = printable(cell)
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return shown
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{shown}"
+    return shown

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
+from lm_gym.report_style import safe
 from lm_gym.svg_chart import LEFT, RIGHT, TOP, moving_average, number_text, round_ticks, tick_text
 
 WIDE, HIGH, FOOT = 1000, 260, 34
@@ -33,7 +33,7 @@ def curves(
         wide, high = WIDE - LEFT - RIGHT, HIGH - TOP - FOOT
         return LEFT + wide * x / x_high, HIGH - FOOT - high * (y - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
 
-    out = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{html.escape(label, quote=True)}">']
+    out = [f'<svg viewBox="0 0 {WIDE} {HIGH}" role="img" aria-label="{safe(label)}">']
     step, most = y_ticks[1] - y_ticks[0], max(map(abs, y_ticks))
     for tick in y_ticks:
         _, y = at(0, tick)
@@ -65,8 +65,8 @@ def curves(
     for place, ((x, y), text, dash) in enumerate(ends):
         css = "name second" if dash else "name"
         y = min(max(y + shifts[place], TOP + 8), HIGH - FOOT - 4)
-        out.append(f'<text class="{css}" x="{x - 4:.1f}" y="{y:.1f}" text-anchor="end">{html.escape(text)}</text>')
-    out.append(f'<text class="tick" x="{WIDE - RIGHT}" y="{HIGH - 3}" text-anchor="end">{html.escape(x_name)}</text>')
+        out.append(f'<text class="{css}" x="{x - 4:.1f}" y="{y:.1f}" text-anchor="end">{safe(text)}</text>')
+    out.append(f'<text class="tick" x="{WIDE - RIGHT}" y="{HIGH - 3}" text-anchor="end">{safe(x_name)}</text>')
     return "".join(out) + "</svg>"
 
 

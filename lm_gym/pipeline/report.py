@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from lm_gym.pipeline.report_parts import (
     table,
 )
 from lm_gym.report_style import page, safe
+from lm_gym.run_files import read_jsonl
 from lm_gym.runinfo import write_atomically
 from lm_gym.svg_chart import line_chart, number_text
 
@@ -50,9 +50,7 @@ def write_page(
     Args:
         results: what `results.json` holds. rows: what `texts.jsonl` holds. cpu_seconds: of this stage.
     """
-    logged = [
-        json.loads(line) for line in (ctx.out / "rl" / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    ]
+    logged = read_jsonl(ctx.out / "rl" / "run" / "metrics.jsonl")
     sections = [
         STYLE + _header(ctx, results),
         _headline(ctx, results),

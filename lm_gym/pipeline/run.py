@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lm_gym.folders import locked
 from lm_gym.pipeline.config import STAGES, Pipeline
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.evaluation import EVALUATION
@@ -39,7 +40,8 @@ def run_pipeline(
 
     Raises:
         ValueError: a stage that does not exist, `start` behind `until`, an earlier result that is missing or was made
-            from other inputs, a folder with something else in it. Stopped: `stop` said so.
+            from other inputs, a folder with something else in it. Stopped: `stop` said so. FolderInUse: another
+            process works there.
     """
     first = 0 if start is None else _place("start", start)
     last = len(STAGES) - 1 if until is None else _place("until", until)
@@ -49,17 +51,17 @@ def run_pipeline(
     if out.exists() and not out.is_dir():
         raise ValueError(f"out expected a folder, and {out} is a file")
     ctx = Context(config, out, say=say, stop=stop, progress=progress)
-    _check_folder(out)
-    earlier = _earlier(ctx, first)
-    out.mkdir(parents=True, exist_ok=True)
-    write_config(out / CONFIG, plain(_written(config)) | {"run": run_info(seed=config.seed)})
-    for name in STAGES[:first]:
-        say(f"{name}: as it is")
-    ctx.records |= earlier
-    for place, stage in enumerate(ALL[first : last + 1], first):
-        ctx.records[stage.name] = _run(ctx, stage, again=start is not None)
-        if stop() and place < last:
-            raise Stopped
+    with locked(out):
+        _check_folder(out)
+        earlier = _earlier(ctx, first)
+        write_config(out / CONFIG, plain(_written(config)) | {"run": run_info(seed=config.seed)})
+        for name in STAGES[:first]:
+            say(f"{name}: as it is")
+        ctx.records |= earlier
+        for place, stage in enumerate(ALL[first : last + 1], first):
+            ctx.records[stage.name] = _run(ctx, stage, again=start is not None)
+            if stop() and place < last:
+                raise Stopped
     return ctx.records
 
 

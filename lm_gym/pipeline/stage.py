@@ -106,6 +106,7 @@ def make(
         raise ValueError(f"{folder} holds something that no pipeline made: choose another --out")
     aside = _aside(folder)
     if not _is_for(aside, key):
+        (aside / UNFINISHED).unlink(missing_ok=True)  # first: half of what it was must not count as work for its inputs
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         write_atomically(aside / UNFINISHED, json.dumps({"key": key}))
@@ -114,9 +115,9 @@ def make(
     place.account()
     hashes = {name: digest(aside / name) for name in products}
     record = Record(stage, plain(inputs), hashes, plain(numbers), round(place.cpu_seconds, 2), key)
-    (aside / UNFINISHED).unlink()
-    (aside / SPENT).unlink()
     write_atomically(aside / RECORD, json.dumps(vars(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    for spare in place.spare:  # not before the record: a full disk or a kill would take with it what is gone on from
+        shutil.rmtree(spare, ignore_errors=True)
     _finish(folder)
     return record
 
@@ -126,6 +127,8 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.spare: list[Path] = []
+        """Folders that nothing needs once the result is recorded."""
         self._started = time.process_time()
         spent = folder / SPENT
         self._before = float(json.loads(spent.read_text())["cpu_seconds"]) if spent.is_file() else 0.0
@@ -154,6 +157,8 @@ def _finish(folder: Path) -> None:
     """Put a finished result in its place, also one whose process was stopped between the two renames."""
     aside, old = _aside(folder), folder.with_name(f".{folder.name}.old")
     if (aside / RECORD).is_file():
+        for name in (UNFINISHED, SPENT):
+            (aside / name).unlink(missing_ok=True)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)

@@ -32,6 +32,7 @@ from lm_gym.reward_models.bradley_terry import train_reward_model
 from lm_gym.reward_models.watched import Watched
 from lm_gym.reward_page import write_page
 from lm_gym.rewards import load_reward_model, plain_text
+from lm_gym.run_files import read_jsonl
 from lm_gym.runinfo import write_atomically
 from lm_gym.supervised import held_out as held_out_loss
 
@@ -313,13 +314,12 @@ def _finish(agent: LMAgent, place: Workplace) -> None:
     """The policy as a folder that any tool loads, the run's own report, and checkpoints removed."""
     agent.save_pretrained(place.folder / POLICY, run=place.folder / RUN)
     write_report(place.folder / RUN)
-    shutil.rmtree(place.folder / RUN / "checkpoints")  # the policy is saved, and nothing goes on from them
+    place.spare.append(place.folder / RUN / "checkpoints")  # the policy is saved, and nothing goes on from them
 
 
 def metrics_of(folder: Path) -> list[dict[str, Any]]:
     """What a stage's training logged, a row an update."""
-    path = folder / RUN / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_jsonl(folder / RUN / "metrics.jsonl")
 
 
 TRAINING = (

@@ -62,5 +62,5 @@ def prompts(kind: str = "reviews", split: str = "train") -> list[dict[str, Any]]
     rows: list[dict[str, Any]] = []
     for name in KINDS if kind == "all" else (kind,):
         path = Path(__file__).parent / "prompts" / f"{name}.{split}.jsonl"
-        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows += [json.loads(line) for line in path.read_text(encoding="utf-8").rstrip("\n").split("\n")]
     return rows

@@ -220,6 +220,9 @@ def test_a_body_has_a_bound_with_and_without_its_length_said(client: TestClient,
         ({"reason": "x"}, "expected a reason"),
         ({"comment": "x" * 4001}, "at most 4000"),
         ({"seconds": "3"}, "seconds expected a number"),
+        ({"seconds": True}, "seconds expected a number"),
+        ({"seconds": 10**400}, "seconds expected a number"),
+        ({"seconds": -(10**309)}, "seconds expected a number"),
         ({"strength": 3}, "no field 'strength'"),
     ],
 )
@@ -230,6 +233,29 @@ def test_a_malformed_answer_is_refused_with_what_was_expected(
     response = post(client, "/api/answers", answer_to(client, **change))
     assert response.status_code == 400 and message in response.json()["error"]
     assert store.value("SELECT count(*) FROM answers") == 0
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "NaN", "9" * 5000])
+@pytest.mark.parametrize("field", ["seconds", "item", "shown"])
+def test_odd_numbers_are_malformed_requests(client: TestClient, store: Store, field: str, number: str) -> None:
+    sign_in(client, store)
+    body = json.dumps(answer_to(client, **{field: "HERE"})).replace('"HERE"', number)
+    response = client.post("/api/answers", content=body, headers={"Origin": URL, "Content-Type": "application/json"})
+    assert response.status_code == 400 and response.json()["error"]
+
+
+def test_odd_numbers_elsewhere(client: TestClient, store: Store) -> None:
+    sign_in(client, store)
+    assert client.get(f"/api/next?count={'9' * 5000}").status_code == 400
+    assert client.get(f"/api/next?count={10**30}").status_code == client.get("/api/next?count=-1").status_code == 200
+    ask = {"id": new_id(), "text": "x", "side": "first"}
+    for item in (2**70, True, 10**400):
+        assert post(client, "/api/red-team", ask | {"item": item}).status_code == 409
+    headers = {"Content-Type": "application/json", "Origin": URL}
+    for length, code in (("9" * 5000, 413), ("0" * 5000 + "99999", 413), ("\u0663", 400), ("-1", 400)):
+        given = headers | {"Content-Length": length.encode()}  # type: ignore[operator]
+        assert client.post("/api/answers", content=b"{}", headers=given).status_code == code
+    assert client.post("/api/answers", content=b"{}", headers=headers | {"Origin": "http://["}).status_code == 403
 
 
 def test_answers_and_undo_over_the_network(client: TestClient, store: Store) -> None:

@@ -1,16 +1,21 @@
 """What a person said is kept once, as it was said, and each item goes to as many people as wanted."""
 
+import contextlib
 import sqlite3
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from annotate_stores import Clock, new_id, person, say, store_with
+from annotate_stores import Clock, answer_all, new_id, person, say, store_with
 
 from lm_gym.annotate.answers import Answer, last_answers, submit, undo
 from lm_gym.annotate.lending import LOAN_SECONDS, next_items, progress
 from lm_gym.annotate.people import Annotator, holder, invite, sign_in, signed_in
-from lm_gym.annotate.store import Conflict, Pair, Store, StoreError, add_pairs, set_need
+from lm_gym.annotate.status import status
+from lm_gym.annotate.store import Busy, Conflict, Pair, Store, StoreError, Unreadable, add_pairs, set_need
+from lm_gym.cli import main
 
 
 def answers(store: Store) -> list[sqlite3.Row]:
@@ -82,14 +87,139 @@ def test_undo_takes_back_the_last_answers_one_by_one_and_keeps_them(tmp_path: Pa
 
 @pytest.mark.parametrize(
     "statement",
-    ["DELETE FROM answers", "UPDATE answers SET shown = 0", "DELETE FROM undos", "UPDATE undos SET received = 0"],
+    [
+        "DELETE FROM answers",
+        "UPDATE answers SET shown = 0",
+        "INSERT OR REPLACE INTO answers SELECT * FROM answers",
+        "REPLACE INTO answers (id, digest, annotator, item, kind, swapped, reason, comment, seconds, received)"
+        " SELECT id, 'x', annotator, item, 'skip', 0, '', '', 0, 0 FROM answers",
+        "INSERT OR REPLACE INTO answers SELECT seq, id || 'x', digest, annotator, item, kind, -3, -3, swapped, reason,"
+        " comment, seconds, received FROM answers",
+        "DELETE FROM undos",
+        "UPDATE undos SET received = 0",
+        "INSERT OR REPLACE INTO undos SELECT seq + 9, id || 'x', answer, annotator, 0 FROM undos",
+        "DELETE FROM items",
+        "UPDATE items SET a = b",
+        "UPDATE OR REPLACE items SET id = id + 1",
+        "INSERT OR REPLACE INTO items SELECT id, uid, asked, need, done, gold, author, created, source, columns,"
+        " prompt, b, a FROM items",
+    ],
 )
-def test_nothing_that_was_said_can_be_changed_or_erased(tmp_path: Path, statement: str) -> None:
+@pytest.mark.parametrize("old", [False, True])
+def test_nothing_that_was_said_can_be_changed_or_erased(tmp_path: Path, statement: str, old: bool) -> None:
+    """Nor the pair that it was said of; also in a store of before REPLACE was refused, once it is opened."""
     store = store_with(tmp_path, 2)
     ada = person(store, "ada")
     undo(store, ada, new_id(), say(store, ada, next_items(store, ada, 1)[0], 1))
-    with pytest.raises(sqlite3.IntegrityError, match="never"), store.transaction() as connection:
-        connection.execute(statement)
+    say(store, ada, next_items(store, ada, 1)[0], 1)
+    store.close()
+    raw = sqlite3.connect(tmp_path / "prefs.sqlite", isolation_level=None)  # as anybody with the file in hand has it
+    if old:
+        for name in ("answers_once", "undos_once", "items_stay", "items_as_shown", "items_once"):
+            raw.execute(f"DROP TRIGGER {name}")
+        Store(tmp_path / "prefs.sqlite").close()
+    before = list(raw.iterdump())
+    with pytest.raises(sqlite3.IntegrityError, match="never"):
+        raw.execute(statement)
+    assert list(raw.iterdump()) == before
+    raw.close()
+
+
+def test_what_the_store_itself_changes_of_a_pair_with_answers_is_not_refused(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 2, need=2)
+    for name in ("ada", "bob"):
+        who = person(store, name)
+        say(store, who, next_items(store, who, 1)[0], 1)
+    set_need(store, 3)
+    assert add_pairs(store, [Pair("p0", "a0", "b0"), Pair("new", "a", "b")], source="again") == 1
+    assert store.value("SELECT sum(done) FROM items") == 2
+    assert store.value("SELECT min(need) FROM items WHERE done") == 3
+
+
+# Other writers.
+
+
+@contextlib.contextmanager
+def another_writer(store: Store) -> Iterator[None]:
+    """An import in another process, half-way."""
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+def test_who_reads_waits_for_no_writer(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 5)
+    store.wait = 1.0
+    ada, bob = person(store, "ada"), person(store, "bob")
+    (loan,) = next_items(store, ada, 1)
+    with another_writer(store):
+        refused: list[Busy] = []
+
+        def write() -> None:
+            try:
+                say(store, ada, loan, 1)
+            except Busy as error:
+                refused.append(error)
+
+        waiting = threading.Thread(target=write)
+        waiting.start()
+        time.sleep(0.1)  # it waits now, with the connection that writes in its hands
+        started = time.monotonic()
+        assert next_items(store, ada, 1) == [loan]
+        assert progress(store, bob).left == 5 and status(store).items == 5
+        with Store(store.path) as again:  # nor is there anything to wait for when it is opened
+            assert again.value("SELECT count(*) FROM items") == 5
+        assert time.monotonic() - started < 0.6 and waiting.is_alive()
+        assert next_items(store, ada, 3) == [loan]  # what is on the table, when there can be no more
+        waiting.join()
+        assert len(refused) == 1
+        store.wait = 0.05
+        with pytest.raises(Busy, match="somebody else is writing to the store"):
+            next_items(store, bob, 1)
+    assert next_items(store, bob, 1) and say(store, ada, loan, 1)
+
+
+def test_inside_of_a_transaction_its_own_changes_are_seen(tmp_path: Path) -> None:
+    store = store_with(tmp_path, 1)
+    with store.transaction() as connection:
+        connection.execute("UPDATE items SET need = 7")
+        assert store.value("SELECT need FROM items") == 7
+        with store.snapshot() as seen:
+            assert seen.value("SELECT need FROM items") == 1
+    assert store.value("SELECT need FROM items") == 7
+
+
+# Damage.
+
+
+def test_a_damaged_store_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def stored(folder: str) -> Path:
+        (tmp_path / folder).mkdir()
+        with store_with(tmp_path / folder, 30) as store:
+            answer_all(store, person(store, "ada"), {f"p{i}": 1 for i in range(30)})
+        with sqlite3.connect(tmp_path / folder / "prefs.sqlite") as raw:
+            raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            for name in ("items_stay", "items_as_shown"):
+                raw.execute(f"DROP TRIGGER {name}")
+            return tmp_path / folder / "prefs.sqlite"
+
+    pages = stored("pages")
+    size = pages.stat().st_size
+    pages.write_bytes(pages.read_bytes()[: size // 2] + b"\xff" * (size - size // 2))
+    torn = stored("torn")
+    with contextlib.closing(sqlite3.connect(torn)) as raw, raw:
+        raw.execute("UPDATE items SET prompt = '[' || prompt")
+    lost = stored("lost")
+    with contextlib.closing(sqlite3.connect(lost)) as raw, raw:
+        raw.execute("DELETE FROM items WHERE id = (SELECT min(item) FROM answers)")
+    for path in (pages, torn, lost):
+        assert main(["annotate", "export", "--db", str(path), "--out", str(tmp_path / "out.jsonl")]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and str(path) in error
 
 
 def test_a_full_disk_confirms_nothing_and_the_store_goes_on_when_there_is_room(tmp_path: Path) -> None:
@@ -98,11 +228,13 @@ def test_a_full_disk_confirms_nothing_and_the_store_goes_on_when_there_is_room(t
     (loan,) = next_items(store, ada, 1)
     answer = Answer(new_id(), loan.item, "preference", 1, comment="x" * 4000)
     pages = store.value("PRAGMA page_count")
-    store.rows(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with store.transaction() as connection:
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(Unreadable, match=r"prefs.sqlite: SQLite says: database or disk is full"):
         submit(store, ada, answer)
     assert answers(store) == []
-    store.rows("PRAGMA max_page_count = 100000")
+    with store.transaction() as connection:
+        connection.execute("PRAGMA max_page_count = 100000")
     submit(store, ada, answer)
     assert [row["id"] for row in answers(store)] == [answer.id]
 

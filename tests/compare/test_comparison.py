@@ -62,7 +62,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     made = Ledger(tmp_path, settings())
     trial = Job("ppo", None, WORKED, 0.5, 10_001, 300, 8, 2, trial=1)
     made.add_problem(Problem(WORKED, 0.5, 0.7, 1.5, ((0.0, 0.7), (1.0, 1.9)), True))
-    made.add_reference("LMAlign-v0", {"a text": (0.5, 1.0)})
+    made.add_reference("LMAlign-v0", {"a text": (0.5, 1.0), "of\u2028several\x85lines\u2029": (0.0,)})
     made.add_trial(trial, {"epochs": 2}, 1.25)
     made.add_row(Row("ppo", WORKED, 0.5, 3, 300, 1.0, 0.25))
     again = Ledger(tmp_path, settings())

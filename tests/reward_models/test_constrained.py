@@ -7,7 +7,7 @@ import pytest
 from judges import Learns, Says, ask, logged
 
 from lm_gym.reward_models import Constrained, WeightedSum
-from lm_gym.rewards import load_reward_state, reward_model_hash, reward_state, update_reward_model
+from lm_gym.rewards import RewardModelError, load_reward_state, reward_model_hash, reward_state, update_reward_model
 
 HELPFUL = Says({"a": 2.0, "b": 1.0, "c": 3.0})
 SAFE = Says({"a": 0.5, "b": 1.5, "c": None})
@@ -75,7 +75,8 @@ def test_it_ends_where_the_constraint_holds():
 
 
 def test_a_rollout_without_the_metric_is_an_error():
-    with pytest.raises(ValueError, match="expected the rollout's metric 'reward/violation/safe'.* got objective/kl"):
+    message = "expected the rollout's metric 'reward/violation/safe'.* got objective/kl"
+    with pytest.raises(RewardModelError, match=message):
         update_reward_model(constrained(), {"objective/kl": 1.0})
 
 

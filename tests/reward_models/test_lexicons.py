@@ -136,6 +136,43 @@ def test_a_school_grade_to_aim_at():
     assert found == pytest.approx([-(10 - grade) / 10, -1])
 
 
+LONG = "The old man and the dog sat on the bank by the sea and saw the boats and the birds and the sun that sank{}."
+# 25 words, 25 syllables: one each. A number counts as a word of one syllable.
+
+
+def grade_of(text):
+    target = 1000.0  # above every grade
+    return target + target * scores(f"readability?measure=flesch_kincaid_grade&target={target}", text)[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "syllables", "sentences"),
+    [
+        (LONG.format(""), 25, 25, 1),
+        (LONG.format(" at 0.5 and 1.5"), 29, 29, 1),  # textstat: 2 sentences
+        (LONG.format(" at .5"), 27, 27, 1),
+        (LONG.format(" in front of Dr. Jones"), 30, 30, 1),
+        (LONG.format(", e.g. the red sun"), 29, 29, 1),
+        (LONG.format(", i.e. at 3.14.15 in the U.S. of the old"), 34, 34, 2),  # "U.S." is in no list
+        (LONG.format(" at go.at of old"), 29, 29, 1),  # the word is "goat"
+        (LONG.format(" low.The dog saw it too"), 30, 30, 2),  # a space is missing; "lowThe" is a word of textstat's
+        (LONG.format(" low... so low") + " The dog saw it too!", 33, 33, 2),  # "so low" has two words
+        (LONG.format("") + " It was 5. The dog was 3. No. The dog was not.", 37, 37, 4),  # "No." has one word
+    ],
+)
+def test_sentences_end_where_they_end(text, words, syllables, sentences):
+    """Kincaid et al., 1975, from counts made by hand; the point of 0.5 made two sentences, and grade 14 of 21."""
+    assert grade_of(text) == pytest.approx(0.39 * words / sentences + 11.8 * syllables / words - 15.59, abs=1e-9)
+
+
+def test_points_that_end_nothing_still_count_as_characters():
+    # Automated readability index, Senter and Smith 1967: 4.71·characters/words + .5·words/sentences - 21.43
+    text = "The dog ran 0.5 miles in the sun."
+    index = 4.71 * (len(text) - text.count(" ")) / 8 + 0.5 * 8 - 21.43
+    [found] = scores("readability?measure=automated_readability_index&target=100", text)
+    assert found == pytest.approx(index / 100 - 1)
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [

@@ -1,13 +1,12 @@
 """lm_gym.reward_models.remote against a real HTTP server on loopback that fails in every way that a server can."""
 
+import email.utils
 import math
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
-from scripted_server import Server
+from scripted_server import Server, trickling
 
 from lm_gym.reward_models import http_json
 from lm_gym.reward_models.http_json import NoAnswer, ask
@@ -99,9 +98,11 @@ def test_shuffled_items_are_ordered_by_index(server):
     assert score(remote(server, "/classify", label=1)) == pytest.approx([1 / 7, 1 / 9, 1 / 9])
 
 
-def test_items_without_index_are_in_order(server):
-    server.answers = [{"data": [{"probs": [0.1]}, {"probs": [0.2]}, {"probs": [0.3]}]}]
-    assert score(remote(server, "/classify")) == [0.1, 0.2, 0.3]
+@pytest.mark.parametrize("items", [[{}, {}, {}], [{"index": 0}, {"index": 1}, {}], [{"index": True}] * 3])
+def test_items_without_index_are_no_scores(server, items):
+    server.answers = [{"data": [item | {"probs": [0.1]} for item in items]}]
+    with pytest.raises(RewardModelError, match="expected a whole number as index in each result"):
+        score(remote(server, "/classify", retries=0))
 
 
 def test_batches(server):
@@ -200,31 +201,75 @@ def test_nobody_listens():
         score(remote(server, retries=1))
 
 
-def test_a_server_that_trickles_is_late():
-    """The time-out is for the whole answer: one byte every 20 ms would keep the socket's own from running out."""
+OK = b"HTTP/1.1 200 OK\r\n"
+SLOW = {
+    "the status line": (b"", b"H"),
+    "the headers": (OK, b"X-Header: x\r\n"),
+    "one header": (OK, b"x"),
+    "the body": (OK + b"\r\n", b" "),
+    "chunks": (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+    "the body of an error": (b"HTTP/1.1 500 Oops\r\n\r\n", b" "),
+    "the headers of an error": (b"HTTP/1.1 404 Oops\r\n", b"x"),
+    "interim answers": (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+}
+"""What is sent at once, and what is then sent again and again, every 20 ms."""
 
-    class Trickle(BaseHTTPRequestHandler):
-        def do_POST(self):
-            self.send_response(200)
-            self.end_headers()
-            try:
-                for _ in range(100):
-                    self.wfile.write(b" ")
-                    time.sleep(0.02)
-            except OSError:
-                pass
 
-        def log_message(self, *args):
-            pass
+@pytest.mark.parametrize("part", SLOW)
+def test_a_server_that_trickles_is_late(part):
+    """The time-out is for the whole answer: the socket's own would start anew with every byte."""
+    with trickling(*SLOW[part]) as url:
+        started = time.monotonic()
+        with pytest.raises(NoAnswer, match=r"no answer within 0.2 s|HTTP status"):
+            ask(url, {}, lambda answer: answer, timeout=0.2, retries=0, backoff=0)
+        assert time.monotonic() - started < 0.7
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Trickle)
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-    started = time.monotonic()
-    with pytest.raises(NoAnswer, match="no answer within 0.2 s"):
-        ask(f"http://127.0.0.1:{http.server_address[1]}/", {}, lambda answer: answer, timeout=0.2, retries=0, backoff=0)
-    assert time.monotonic() - started < 1.5
-    http.shutdown()
-    http.server_close()
+
+@pytest.mark.parametrize("length", [True, False])
+def test_an_answer_without_end_is_not_read(length):
+    """10 MB a send: with a length that is announced, and without."""
+    head = OK + (b"Content-Length: 600000000\r\n" if length else b"") + b"\r\n"
+    with trickling(head, b" " * 10_000_000, pause=0) as url:
+        with pytest.raises(NoAnswer, match=f"more than {2 * 2**20} bytes"):
+            ask(url, {}, lambda answer: answer, timeout=5, retries=3, backoff=0)
+
+
+def test_the_largest_answer_grows_with_the_texts(server):
+    room = " " * int(3.5 * 2**20)
+    server.answers = [f'{{"rewards": [1, 2, 3]{room}}}'.encode()]  # 4 MiB are read for 3 texts
+    assert score(remote(server)) == [1, 2, 3]
+    with pytest.raises(RewardModelError, match=f"more than {3 * 2**20} bytes"):
+        score(remote(server, batch_size=2))
+
+
+# Redirects.
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_refused_and_the_token_goes_nowhere(server, status, monkeypatch):
+    other = Server()
+    other.answers = [{"rewards": [1.0, 1.0, 1.0]}]
+    monkeypatch.setenv("JUDGE_TOKEN", "s3cret")
+    for place in (f"{other.url}/get_reward", "/elsewhere"):
+        server.answers = [(status, {"Location": place}, b"")]
+        with pytest.raises(RewardModelError, match=f"status {status}: the server redirects to {place}, which is not"):
+            score(remote(server, token_env="JUDGE_TOKEN"))
+    assert other.questions == [] and other.headers == []
+    assert len(server.questions) == 2  # asked once each
+    other.close()
+
+
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1/get_reward", "file:///etc/hostname", "data:,[1.0]"])
+def test_other_schemes_are_not_asked(url):
+    with pytest.raises(ValueError, match="expected an address http"):
+        ask(url, {}, lambda answer: answer, timeout=1, retries=0, backoff=0)
+
+
+def test_a_token_that_no_header_can_hold_is_not_shown(server, monkeypatch):
+    monkeypatch.setenv("JUDGE_TOKEN", "s3cret\n")
+    with pytest.raises(ValueError, match="the token in JUDGE_TOKEN is empty, or has spaces") as caught:
+        remote(server, token_env="JUDGE_TOKEN")
+    assert "s3cret" not in str(caught.value)
 
 
 def test_back_off_doubles_and_obeys_the_server(server, monkeypatch):
@@ -235,6 +280,19 @@ def test_back_off_doubles_and_obeys_the_server(server, monkeypatch):
     server.answers = [(500, {}, b""), (500, {}, b""), busy, (500, {}, b""), rewards]
     score(remote(server, backoff=1.0))
     assert waits == [1, 2, 7, 8]
+
+
+def test_a_date_is_a_time_to_wait_until():
+    """RFC 9110, 5.6.7: three forms of a date; what passes between it and the server's own clock counts."""
+    now = "Sun, 06 Nov 1994 08:49:37 GMT"
+    for until in ("Sun, 06 Nov 1994 08:50:00 GMT", "Sunday, 06-Nov-94 08:50:00 GMT", "Sun Nov  6 08:50:00 1994"):
+        assert http_json._wait_asked_for({"Retry-After": until, "Date": now}) == 23
+    in_a_minute = email.utils.formatdate(time.time() + 60, usegmt=True)
+    assert 57 < http_json._wait_asked_for({"Retry-After": in_a_minute}) <= 60
+    assert http_json._wait_asked_for({"Retry-After": now, "Date": in_a_minute}) < 0  # the back-off is the wait
+    for odd in ("", "soon", "-1", "1.5", "Sun, 99 Nov 1994 08:50:00 GMT", "9" * 5000 + "x"):
+        assert http_json._wait_asked_for({"Retry-After": odd, "Date": now}) == 0
+    assert http_json._wait_asked_for({"Retry-After": "9" * 5000}) == math.inf  # 60 s, LONGEST_WAIT
 
 
 # What no retry cures.
