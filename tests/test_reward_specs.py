@@ -215,6 +215,8 @@ def test_a_judge_of_a_file_is_called_as_it_was_written(tmp_path: Path) -> None:
         assert reward_model_name(judge) == "rm1.py:rhyme"
         hashes.add(reward_model_hash(judge))
     assert len(hashes) == 1
+
+
 # Factories: functions whose result is the reward model.
 
 
