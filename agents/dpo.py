@@ -36,7 +36,9 @@ from torch.nn.functional import logsigmoid
 
 from lm_gym import judged
 from lm_gym.agent import LMAgent, Update
-from lm_gym.agent_config import AgentConfig, check_choice
+from lm_gym.agent_config import AgentConfig
+from lm_gym.choices import check_choice
+from lm_gym.data_rows import Rows
 from lm_gym.example_source import ExampleSource, read_pairs
 from lm_gym.judged import LABELS, Batch
 
@@ -50,8 +52,16 @@ class DPOConfig(AgentConfig):
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     pairs: str | None = None
-    """Preference data: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id; in Python also a list or a
+    """Preference data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder or a hub id; in Python also a list or a
     `Dataset`. None: pairs are drawn from the reference and labelled by the environment's reward."""
+    unusable: str = "error"
+    """Given rows that cannot be used: an "error", or "drop": they are left out, and a warning counts them."""
+    too_long: str = "error"
+    """Given rows that the environment has no room for: an "error"; "drop"; or "cut": an answer ends at max_new_tokens,
+    a prompt loses its beginning (BOS aside). A warning counts them."""
+    max_length: int | None = None
+    """The longest prompt and answer together, in tokens, of given rows: beyond it the prompt is cut until half of that
+    is left of it, then the answers. None: the environment's own limits."""
     n_pairs: int = 0
     """Of drawn pairs: so many, drawn once and gone over repeatedly, as a data set is; 0: fresh ones each update."""
     labels: str = "probability"
@@ -149,7 +159,10 @@ class DPO(LMAgent):
             raise ValueError(f"n_pairs expected 0 or at least a batch of {c.batch_size // 2}, got {c.n_pairs}")
         if given is not None and (c.n_pairs or c.labels != "probability"):
             raise ValueError("n_pairs and labels are of drawn pairs, which pairs=None asks for; got pairs too")
-        self.example_source = ExampleSource(self, given, read=read_pairs, draw=self.draw, fixed=c.n_pairs)
+        if given is None and (c.unusable, c.too_long, c.max_length) != ("error", "error", None):
+            raise ValueError("unusable, too_long and max_length are of given pairs, which pairs= asks for; got none")
+        rows = Rows("preference data", unusable=c.unusable, too_long=c.too_long, max_length=c.max_length)
+        self.example_source = ExampleSource(self, given, rows, read=read_pairs, draw=self.draw, fixed=c.n_pairs)
         c.pairs = self.example_source.name
 
     def draw(self, n: int) -> Batch:

@@ -34,7 +34,9 @@ import torch
 
 from lm_gym import judged
 from lm_gym.agent import LMAgent, Update
-from lm_gym.agent_config import AgentConfig, check_choice
+from lm_gym.agent_config import AgentConfig
+from lm_gym.choices import check_choice
+from lm_gym.data_rows import Rows
 from lm_gym.example_source import ExampleSource, read_feedback
 from lm_gym.judged import LABELS, Batch
 from lm_gym.reference_pass import reference_pass
@@ -49,8 +51,16 @@ class KTOConfig(AgentConfig):
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     feedback: str | None = None
-    """Judged texts: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id with `prompt`, `completion` and
+    """Judged texts: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder or a hub id with `prompt`, `completion` and
     `label`; in Python also a list or a `Dataset`. None: drawn from the reference, labelled by the reward."""
+    unusable: str = "error"
+    """Given rows that cannot be used: an "error", or "drop": they are left out, and a warning counts them."""
+    too_long: str = "error"
+    """Given rows that the environment has no room for: an "error"; "drop"; or "cut": an answer ends at max_new_tokens,
+    a prompt loses its beginning (BOS aside). A warning counts them."""
+    max_length: int | None = None
+    """The longest prompt and answer together, in tokens, of given rows: beyond it the prompt is cut until half of that
+    is left of it, then the answers. None: the environment's own limits."""
     texts_per_prompt: int = 8
     """Of drawn texts: so many of a prompt are drawn together, and each is compared with the others."""
     n_texts: int = 0
@@ -114,7 +124,12 @@ class KTO(LMAgent):
                 "texts_per_prompt expected at least 2, batch_size a multiple of it, n_texts 0 or a multiple of at "
                 f"least batch_size, got {k}, {c.batch_size} and {c.n_texts}"
             )
-        self.example_source = ExampleSource(self, given, read=read_feedback, draw=self.draw, fixed=c.n_texts)
+        if given is None and (c.unusable, c.too_long, c.max_length) != ("error", "error", None):
+            raise ValueError(
+                "unusable, too_long and max_length are of given feedback, which feedback= asks for; got none"
+            )
+        rows = Rows("feedback data", unusable=c.unusable, too_long=c.too_long, max_length=c.max_length)
+        self.example_source = ExampleSource(self, given, rows, read=read_feedback, draw=self.draw, fixed=c.n_texts)
         c.feedback = self.example_source.name
 
     def draw(self, n: int) -> Batch:

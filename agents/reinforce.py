@@ -27,7 +27,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lm_gym.advantages import gae
+from lm_gym.advantages import gae, mean
 from lm_gym.agent import LMAgent
 from lm_gym.policy_gradient import Minibatch, PolicyGradientConfig, Stats, fit, surrogate, value_error
 from lm_gym.rollout import Rollout
@@ -65,7 +65,7 @@ class REINFORCE(LMAgent):
     def update(self, rollout: Rollout) -> dict[str, float]:
         if self.config.critic == "none":
             returns = rollout.text_returns()
-            advantages = returns - returns.mean()
+            advantages = returns - mean(returns)
             return fit(self, rollout, lambda b: surrogate(b, advantages))
         assert rollout.values is not None
         learned, to_go = gae(

@@ -14,6 +14,7 @@ Defaults: 32 texts an update, the step size of the model decayed to 0. ``total_t
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,7 +24,8 @@ from lm_gym import blame, measures
 from lm_gym.agent import LMAgent, Update
 from lm_gym.agent_config import AgentConfig
 from lm_gym.cycle import Cycle
-from lm_gym.demonstrations import load_demonstrations
+from lm_gym.data_rows import Rows
+from lm_gym.demonstrations import Demonstration, fingerprint, read_demonstrations
 from lm_gym.supervised import held_out, likelihood
 
 
@@ -34,9 +36,17 @@ class SFTConfig(AgentConfig):
     batch_size: int = 32
     """Texts an update."""
     data: str | None = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a `Dataset`."""
+    """Demonstrations: a JSONL, JSON, CSV, TSV or Parquet file, or a hub id; in Python also a list or `Dataset`."""
     eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
+    unusable: str = "error"
+    """Rows that are no demonstrations: an "error", or "drop": they are left out, and a warning counts them."""
+    too_long: str = "error"
+    """Texts of more than `max_length` tokens: an "error"; "drop"; or "cut": what stands before the first imitated
+    token loses its beginning (BOS aside) until half of the room is left of it, then the rest its end. A warning counts
+    them."""
+    max_length: int | None = None
+    """The longest text, in tokens; None: what the model has positions for."""
     eval_every: int = 20
     """Updates between measurements: the held-out loss, and reward and KL of fresh texts."""
     micro_batch_size: int | None = None
@@ -55,13 +65,17 @@ class SFT(LMAgent):
         c, reference = self.config, self.mdp.reference
         if c.data is None:
             raise ValueError("SFT expected data=, demonstrations to imitate (prompt and completion), got none")
-        longest = reference.max_positions
-        self.data = load_demonstrations(c.data, reference.tokenizer, max_tokens=longest)
-        self.eval_data = (
-            None if c.eval_data is None else load_demonstrations(c.eval_data, reference.tokenizer, max_tokens=longest)
-        )
-        for found in (self.data, self.eval_data or ()):
+        longest = reference.max_positions if c.max_length is None else min(reference.max_positions, c.max_length)
+
+        def read(source: Any, name: str) -> list[Demonstration]:
+            rows = Rows("demonstrations", name=name, unusable=c.unusable, too_long=c.too_long, max_length=longest)
+            found = read_demonstrations(source, reference.tokenizer, reference.eos_ids, rows)
             reference.check_ids((d.token_ids for d in found), "demonstration")
+            self.data_rows[name] = rows.counts()
+            return found
+
+        self.data = read(c.data, "demonstrations")
+        self.eval_data = None if c.eval_data is None else read(c.eval_data, "held-out demonstrations")
         self.order = Cycle(len(self.data), self.generator)
 
     def one_update(self) -> Update:
@@ -96,7 +110,13 @@ class SFT(LMAgent):
         return metrics, measures.samples(rollout, self.mdp)
 
     def extra_state(self) -> dict[str, Any]:
-        return {"data_order": self.order.left}
+        return {"data": fingerprint(self.data), "data_order": self.order.left}
 
     def load_extra_state(self, state: Any) -> None:
-        self.order.restore(state["data_order"])
+        if state.get("data", fingerprint(self.data)) == fingerprint(self.data):
+            self.order.restore(state["data_order"])
+        else:
+            warnings.warn(
+                "the demonstrations are not those that the checkpoint was trained on: a new pass over them begins",
+                stacklevel=4,
+            )

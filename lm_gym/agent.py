@@ -110,6 +110,8 @@ class LMAgent:
         """The newest update."""
         self.example_source: ExampleSource | None = None
         """Of agents that learn from examples, where these come from."""
+        self.data_rows: dict[str, dict[str, int]] = {}
+        """Of the data that the agent was given, how many rows there were, and were left out or cut."""
         self.watch: Watch | None = None
         self.saved_guard: tuple[dict[str, Any], agent_state.Groups] | None = None
         self.unknown_wrappers: list[str] = []
@@ -281,7 +283,7 @@ class LMAgent:
             "reference": self.mdp.reference.fingerprint(),
             "reward_model": self.mdp.reward_hash,
         }
-        return run_info(seed=self.config.seed, hashes=hashes)
+        return run_info(seed=self.config.seed, hashes=hashes) | ({"data": self.data_rows} if self.data_rows else {})
 
     def one_update(self) -> Update:
         """Texts and one update on them. An algorithm that trains on given data has its own."""

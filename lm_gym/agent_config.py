@@ -10,6 +10,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lm_gym.choices import check_choice
+
 Config = TypeVar("Config", bound="AgentConfig")
 
 
@@ -52,6 +54,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "rows": (1, float("inf")),
     "micro_batch_size": (1, float("inf")),
     "epochs": (1, float("inf")),
+    "max_length": (2, float("inf")),
     "gamma": (0, 1),
     "lam": (0, 1),
     "clip_range": (1e-9, float("inf")),
@@ -111,12 +114,6 @@ def _check_numbers(config: AgentConfig) -> None:
                 raise ValueError(f"{key} expected a number, got {value!r}")
         else:
             setattr(config, key, whole(key, value, -sys.maxsize))
-
-
-def check_choice(name: str, value: Any, known: tuple[Any, ...]) -> None:
-    """Refuse a value that is none of the known ones."""
-    if value not in known:
-        raise ValueError(f"{name} expected one of {known}, got {value!r}")
 
 
 def whole(name: str, value: Any, low: int = 1) -> int:

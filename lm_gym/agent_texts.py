@@ -79,7 +79,7 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
     if rollout.values is not None and "cut" in (rollout.finish_reasons or []):
         rollout.bootstrap = values_after(agent.policy, rollout)
     if agent.score_scale is not None:
-        rollout.rescale_scores(*agent.score_scale)
+        rollout.rescale_scores(*agent.score_scale, scored.kl_penalty)
     if control is not None and control.ema is not None:
         paid = control.repay(rollout)
         metrics |= {key: metrics[key] + paid for key in ("objective/rlhf_reward", "objective/non_score_reward")}

@@ -8,7 +8,7 @@ from functools import cache
 
 import torch
 
-from lm_gym.agent_config import check_choice
+from lm_gym.choices import check_choice
 from lm_gym.models import CausalLM
 
 

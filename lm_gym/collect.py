@@ -129,16 +129,17 @@ def step_texts(
 
 @torch.no_grad()
 def reference_scale(mdp: AlignmentMDP, n: int, *, seed: int) -> tuple[float, float]:
-    """Mean and standard deviation of the scores of n samples of the reference.
+    """Mean and standard deviation of the scores of n samples of the reference, for prompts drawn from all there are.
 
     Raises:
         ValueError: if they are all the same.
     """
     engine = Engine(mdp.reference, guide=mdp.reference, seed=seed)
-    prompts = [mdp.prompts[i % len(mdp.prompts)] for i in range(n)]
+    order = np.random.default_rng(seed).permutation(len(mdp.prompts))  # sets are often sorted by source or difficulty
+    prompts = [mdp.prompts[order[i % len(order)]] for i in range(n)]
     completions = batched_texts(engine, prompts, replace(mdp.generation_params, rows=256))
     scores = mdp.judge(prompts, [c.tokens for c in completions], [c.finish_reason for c in completions])[0]
-    if scores.std() == 0:
+    if np.ptp(scores) == 0:  # their std is rounding: 64 scores of .1 have one of 1.4e-17
         raise ValueError(
             f"normalize_scores expected scores that differ, got {scores[0]} for {n} samples of the reference"
         )

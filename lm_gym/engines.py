@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lm_gym.agent_config import check_choice
+from lm_gym.choices import check_choice
 from lm_gym.decoding import Engine
 
 if TYPE_CHECKING:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lm_gym.chat import template_options
+from lm_gym.continuations import Continuation, continuation
 from lm_gym.cycle import Cycle
+from lm_gym.data_rows import Rows, end_of, shorten
 from lm_gym.judged import Batch, Examples
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.positions import because
-from lm_gym.preferences import Feedback, Preference, load_feedback, load_preferences, tokenize
-from lm_gym.prompts import SHOWN
+from lm_gym.preferences import Feedback, Preference, feedback_of, preference_of, tokenized_pair
 
 if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
@@ -31,7 +33,8 @@ class ExampleSource:
     must be given again before training can go on (evaluating needs none). Drawn examples are kept whole.
 
     Args:
-        given: a source of examples, or None: they are drawn. read: makes :class:`Examples` of it.
+        given: a source of examples, or None: they are drawn. rows: what is done with those that cannot be used or are
+            too long. read: makes :class:`Examples` of both.
         draw: n fresh examples. fixed: above 0: so many are drawn, once.
     """
 
@@ -39,8 +42,9 @@ class ExampleSource:
         self,
         agent: LMAgent,
         given: Any,
+        rows: Rows,
         *,
-        read: Callable[[Any, AlignmentMDP], Examples],
+        read: Callable[[Any, AlignmentMDP, Rows], Examples],
         draw: Callable[[int], Batch],
         fixed: int,
     ) -> None:
@@ -55,7 +59,8 @@ class ExampleSource:
         if isinstance(given, str) and given.startswith(LIVE):
             self.name = given
         elif given is not None:
-            examples = read(given, agent.mdp)
+            examples = read(given, agent.mdp, rows)
+            agent.data_rows[rows.what] = rows.counts()
             named = isinstance(given, (str, os.PathLike))
             self.name = os.fspath(given) if named else LIVE + examples.fingerprint()
             self._take(examples)
@@ -106,59 +111,97 @@ class ExampleSource:
             )
 
 
-def read_pairs(source: Any, mdp: AlignmentMDP) -> Examples:
+def read_pairs(source: Any, mdp: AlignmentMDP, rows: Rows | None = None) -> Examples:
     """Pairs from any source that :func:`lm_gym.preferences.load_preferences` takes, tokenized for a problem.
+
+    Args:
+        rows: what is done with those that cannot be used or are too long; None: an error.
 
     Raises:
         ValueError: rows that are no pairs, or that the problem has no room for (names them).
     """
-    pairs, tokenizer = load_preferences(source), _tokenizer(mdp, "pairs")
-    rows = [tokenize(pair, tokenizer) for pair in pairs]
-    return _fitted([(prompt, [a, b]) for prompt, a, b in rows], [pair.label for pair in pairs], mdp, "pairs")
+    rows = rows or Rows("preference data")
+    fitted = _Fitted(mdp, "pairs", rows)
+    for where, pair in rows.read(source, preference_of, Preference):
+        with rows.row(where):
+            fitted.add(where, tokenized_pair(pair, fitted.tokenizer, mdp.reference.eos_ids), pair.label)
+    return fitted.examples()
 
 
-def read_feedback(source: Any, mdp: AlignmentMDP) -> Examples:
+def read_feedback(source: Any, mdp: AlignmentMDP, rows: Rows | None = None) -> Examples:
     """Judged texts from any source that :func:`lm_gym.preferences.load_feedback` takes; errors as in `read_pairs`."""
-    rows, tokenizer = load_feedback(source), _tokenizer(mdp, "feedback")
-    ids = [tokenize(_as_pair(row), tokenizer) for row in rows]
-    return _fitted([(prompt, [text]) for prompt, text, _ in ids], [float(row.good) for row in rows], mdp, "feedback")
+    rows = rows or Rows("feedback data")
+    fitted = _Fitted(mdp, "feedback", rows)
+    for where, row in rows.read(source, feedback_of, Feedback):
+        with rows.row(where):
+            options = template_options(row.columns)
+            text = continuation(row.prompt, row.completion, fitted.tokenizer, options, mdp.reference.eos_ids)
+            fitted.add(where, [text], float(row.good))
+    return fitted.examples()
 
 
-def _as_pair(row: Feedback) -> Preference:
-    return Preference(row.prompt, row.completion, row.completion, columns=row.columns)
+class _Fitted:
+    """Rows that the problem's policies could write; what they could not is an error, left out or cut, as asked for.
 
+    A text ends at the environment's stop strings. One of more than ``max_new_tokens`` tokens is cut there and has no
+    EOS, as one that reaches the limit; a prompt of more than is left of the model's positions loses its beginning.
+    """
 
-def _tokenizer(mdp: AlignmentMDP, what: str) -> Any:
-    if mdp.reference.tokenizer is None:
-        raise ValueError(f"{what} expected a model with a tokenizer, and {mdp.reference.name} has none")
-    return mdp.reference.tokenizer
+    def __init__(self, mdp: AlignmentMDP, what: str, rows: Rows) -> None:
+        if mdp.reference.tokenizer is None:
+            raise ValueError(f"{what} expected a model with a tokenizer, and {mdp.reference.name} has none")
+        if mdp.top_k is not None:
+            raise ValueError(f"{what} expected an environment without top_k, whose policies can write any given text")
+        self.mdp, self.what, self.rows, self.tokenizer = mdp, what, rows, mdp.reference.tokenizer
+        self.prompts: list[list[int]] = []
+        self.texts: list[list[int]] = []
+        self.labels: list[float] = []
 
+    def add(self, where: str, answers: Sequence[Continuation], label: float) -> None:
+        """A row's prompt with its answers.
 
-def _fitted(
-    rows: Sequence[tuple[list[int], list[list[int]]]], labels: list[float], mdp: AlignmentMDP, what: str
-) -> Examples:
-    """Rows that the problem's policies could write, or an error that names those that they could not."""
-    if mdp.top_k is not None:
-        raise ValueError(f"{what} expected an environment without top_k, whose policies can write any given text")
-    limit, room = mdp.max_new_tokens, mdp.reference.max_positions - mdp.max_new_tokens
-    whole = ([*prompt, *(i for text in texts for i in text)] for prompt, texts in rows)
-    mdp.reference.check_ids(whole, f"row of the {what}")
-    wrong = []
-    for i, (prompt, texts) in enumerate(rows):
+        Raises:
+            ValueError: they end too early, or are no two texts any more once they are cut.
+        """
+        mdp, limit = self.mdp, self.mdp.max_new_tokens
+        prompt, texts = answers[0].prompt_ids, [a.token_ids for a in answers]
+        # a text that reaches the limit ends there, without EOS
+        texts = [text[:limit] if len(text) == limit + 1 else text for text in map(self._stopped, texts)]
         for text in texts:
-            if len(text) == limit + 1:
-                text.pop()  # a text that reaches the limit ends there, without EOS
-            if len(text) > limit:
-                wrong.append(f"row {i} has a response of {len(text)} tokens (at most {limit}, by max_new_tokens)")
-            elif len(text) <= mdp.min_new_tokens and text[-1] in mdp.reference.eos_ids:
-                wrong.append(f"row {i} ends after {len(text)} tokens (min_new_tokens={mdp.min_new_tokens})")
+            if len(text) <= mdp.min_new_tokens and text[-1] in mdp.reference.eos_ids:
+                raise ValueError(f"ends after {len(text)} tokens (min_new_tokens={mdp.min_new_tokens})")
+        room, longest = mdp.reference.max_positions - limit, max(map(len, texts))
+        whole = room + limit if self.rows.max_length is None else min(room + limit, self.rows.max_length)
+        how = []
+        if longest > limit:
+            how.append(f"has a response of {longest} tokens (at most {limit}, by max_new_tokens)")
         if len(prompt) > room:
             most = f"at most {room} beside max_new_tokens={limit}{because(room)}"
-            wrong.append(f"row {i} has a prompt of {len(prompt)} tokens ({most})")
-    if wrong:
-        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ValueError(
-            f"the {what} do not fit the environment: {'; '.join(wrong[:SHOWN])}{more}. To do: make the environment "
-            "with other limits, or shorten or drop these rows"
-        )
-    return Examples.of([prompt for prompt, _ in rows], [text for _, texts in rows for text in texts], labels)
+            how.append(f"has a prompt of {len(prompt)} tokens ({most})")
+        if not how and len(prompt) + longest > whole:
+            how.append(f"has {len(prompt) + longest} tokens (at most {whole}, by max_length)")
+        if how:
+            if not self.rows.keep_long(where, " and ".join(how)):
+                return
+            bos = getattr(self.tokenizer, "bos_token_id", None)
+            prompt, texts = shorten(end_of(prompt, room, bos), [text[:limit] for text in texts], whole, bos)
+            if len(texts) == 2 and texts[0] == texts[1]:
+                raise ValueError("has chosen and rejected answers that are the same once they are cut")
+        self.rows.note(note for answer in answers for note in answer.notes)
+        self.prompts.append(prompt)
+        self.texts += texts
+        self.labels.append(label)
+
+    def _stopped(self, text: list[int]) -> list[int]:
+        """A text up to the token that completes a stop string of the environment, behind which no policy writes."""
+        mdp = self.mdp
+        ends = (n for n in range(max(1, mdp.min_new_tokens), len(text)) if mdp.finish_reason(text[:n]) == "stop")
+        whole = mdp.reference.decode(text) if mdp.stop else ""
+        return text[: next(ends, len(text))] if any(s in whole for s in mdp.stop) else text
+
+    def examples(self) -> Examples:
+        self.rows.finish(len(self.prompts), "make the environment with other limits, or ")
+        k = len(self.texts) // len(self.prompts)
+        whole = ([*p, *(i for t in self.texts[n * k : (n + 1) * k] for i in t)] for n, p in enumerate(self.prompts))
+        self.mdp.reference.check_ids(whole, f"row of the {self.what}")
+        return Examples.of(self.prompts, self.texts, self.labels)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from lm_gym import blame, collect
+from lm_gym.choices import check_choice
 from lm_gym.forward import chosen_logprobs, pad_texts
 from lm_gym.mdp import AlignmentMDP
 from lm_gym.models import CausalLM
@@ -171,6 +172,7 @@ def preferred(first: torch.Tensor, second: torch.Tensor, labels: str, generator:
     "probability": σ(R_1 − R_2) itself, the model of Bradley & Terry (1952). "sampled": 1 with that probability, else 0.
     "hard": 1 for the higher score, 0 for the lower, .5 where they are equal.
     """
+    check_choice("labels", labels, LABELS)
     if labels == "hard":
         return (torch.sign(first - second) + 1) / 2
     p = torch.sigmoid(first - second)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lm_gym.continuations import inner_ids
 from lm_gym.preferences import Preference
 from lm_gym.reward_specs import parameters_of
 from lm_gym.rewards import Text, plain_text, reward_model_name, score_texts
@@ -87,9 +88,8 @@ def scores_of(judge: Any, rows: Sequence[tuple[Text, Text, Any]], tokenizer: Any
     reads_ids = "completion_ids" in (parameters_of(judge) or {})
     if reads_ids and tokenizer is None:
         raise ValueError(f"{reward_model_name(judge)} reads token ids: give a tokenizer (--tokenizer tiny)")
-    ids = [
-        tokenizer(plain_text(text), add_special_tokens=False)["input_ids"] if reads_ids else [] for _, text, _ in rows
-    ]
+    # as the middle of a text, without the space that SentencePiece puts before its beginning
+    ids = [inner_ids(plain_text(text), tokenizer) if reads_ids else [] for _, text, _ in rows]
     names = dict.fromkeys(name for _, _, columns in rows for name in columns)
     return score_texts(
         judge,

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from lm_gym.ratios import expm1
+
 if TYPE_CHECKING:
     import torch
 
@@ -41,7 +43,10 @@ def estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str)
         k1 = log π − log π_ref;    k2 = ½·k1²;    k3 = exp(−k1) − 1 + k1
 
     As numbers k1 and k3 are unbiased for KL(π‖π_ref) and k2 is not. As losses it is the other way round: k1 has zero
-    expected gradient, k2 has that of the per-state KL(π‖π_ref), k3 that of KL(π_ref‖π).
+    expected gradient, k2 has that of the per-state KL(π‖π_ref), k3 that of KL(π_ref‖π). As losses none of the three
+    carries an importance ratio: see docs/interop.md for several passes over a rollout, and for TRL's.
+
+    e^(−k1) of k3 is :func:`lm_gym.ratios.expm1`, which stays finite where the policy all but excludes a token.
 
     Args:
         logprobs: log π(a_t|s_t), any shape. ref_logprobs: log π_ref(a_t|s_t), same shape.
@@ -53,7 +58,7 @@ def estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor, estimator: str)
     if estimator == "k2":
         return 0.5 * k1.square()
     if estimator == "k3":
-        return (-k1).expm1() + k1
+        return expm1(-k1) + k1
     raise ValueError(
         f"estimator expected 'k1', 'k2' or 'k3', got {estimator!r} ('exact' needs both distributions: kl.exact)"
     )
@@ -75,10 +80,12 @@ def exact(logp: torch.Tensor, ref_logp: torch.Tensor) -> torch.Tensor:
 def exact_and_entropy(logp: torch.Tensor, ref_logp: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`exact` and the entropy −Σ_a π·log π of n states, (n,) each in nats, in few passes over (n, V)."""
     p = logp.exp()
-    if not math.isfinite(float(logp.min())):  # something may not be chosen, and 0·log 0 = 0
-        logp, ref_logp = (x.masked_fill(p == 0, 0.0) for x in (logp, ref_logp))
     dot = lambda x: p[:, None].matmul(x[:, :, None]).flatten()  # no tensor of (n, V) for the products
-    return dot(logp - ref_logp), -dot(logp)
+    kl, entropy = dot(logp - ref_logp), -dot(logp)
+    if not math.isfinite(float(kl.sum() + entropy.sum())):  # something may not be chosen, and 0·log 0 = 0
+        logp, ref_logp = (x.masked_fill(p == 0, 0.0) for x in (logp, ref_logp))
+        kl, entropy = dot(logp - ref_logp), -dot(logp)
+    return kl, entropy
 
 
 class AdaptiveKL:
@@ -90,15 +97,27 @@ class AdaptiveKL:
     """
 
     def __init__(self, init: float, target: float, horizon: int) -> None:
-        if init <= 0 or target <= 0 or horizon <= 0:
+        if not (0 < init < math.inf and 0 < target < math.inf and 1 <= horizon < math.inf):
             raise ValueError(
-                f"adaptive KL expected kl_coef, kl_target and kl_horizon above 0, got {init}, {target}, {horizon}: "
-                "a coefficient of 0 would stay 0"
+                f"adaptive KL expected kl_coef and kl_target above 0 and kl_horizon of at least 1, got {init}, "
+                f"{target}, {horizon}: a coefficient of 0 would stay 0"
             )
         self.value, self.target, self.horizon = float(init), float(target), int(horizon)
 
+    def check(self, n: int) -> None:
+        """Refuse updates of ``n`` texts of which one could take the coefficient to 0 or below: n at least 5·horizon."""
+        if 0.2 * n >= self.horizon:
+            raise ValueError(
+                f"kl_horizon expected above {n / 5:g} for updates of {n} texts (batch_size), got {self.horizon}: it "
+                "counts texts, not updates, and one update below kl_target would multiply the coefficient by "
+                f"1 - .2·{n}/{self.horizon} = {1 - 0.2 * n / self.horizon:.3g}; {n} lets an update move it by a fifth"
+            )
+
     def update(self, kl: float, n: int) -> float:
         """Move the coefficient after ``n`` texts whose mean sequence KL was ``kl`` nats; returns the new value."""
+        self.check(n)
+        if math.isnan(kl):
+            raise ValueError("adaptive KL expected the mean KL of some texts in nats, got NaN")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
         self.value *= 1.0 + error * n / self.horizon
         return self.value

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lm_gym import kl
-from lm_gym.agent_config import check_choice
+from lm_gym.choices import check_choice
 from lm_gym.losses import AGGREGATIONS, entropy
 from lm_gym.reference_pass import reference_pass
 from lm_gym.rollout import Rollout
@@ -36,6 +36,8 @@ class KLControl:
         self._check()
         c = config
         self.adaptive = None if c.kl_target is None else kl.AdaptiveKL(agent.kl_coef, c.kl_target, c.kl_horizon)
+        if self.adaptive is not None:
+            self.adaptive.check(c.batch_size)
         self.ema = copy.deepcopy(agent.policy.lm).freeze() if c.kl_reference == "ema" else None
         # in 16 bits a share of 1 − decay of a small difference would round to nothing
         slow = () if self.ema is None else self.ema.named_parameters()

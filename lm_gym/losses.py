@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from lm_gym.choices import check_choice
+from lm_gym.ratios import exp
+
 AGGREGATIONS = ("token_mean", "sequence_mean", "sequence_sum", "constant")
 
 
@@ -18,12 +21,14 @@ def policy_loss(
 
         −min(ρ·A, clip(ρ, 1 − ε, 1 + ε_high)·A),    ρ = π(a_t|s_t)/π_old(a_t|s_t)
 
+    ρ is :func:`lm_gym.ratios.exp` of the log-ratio: however large that is, loss and gradient are finite.
+
     Args:
         logprobs, old_logprobs, advantages: one number a token, one shape.
         clip_range: ε; None: −ρ·A, whose gradient where ρ = 1 is REINFORCE's, that of −A·log π.
         clip_range_high: ε_high (DAPO's clip-higher, arXiv:2503.14476); None: ε.
     """
-    ratio = (logprobs - old_logprobs).exp()
+    ratio = exp(logprobs - old_logprobs)
     free = -advantages * ratio
     if clip_range is None:
         return free, torch.zeros_like(free, dtype=torch.bool)
@@ -44,18 +49,26 @@ def value_loss(
     return 0.5 * torch.maximum(free, clipped), clipped > free
 
 
-def weights(mask: torch.Tensor, aggregation: str, longest: int = 1) -> torch.Tensor:
+def weights(mask: torch.Tensor, aggregation: str, longest: int | None = None) -> torch.Tensor:
     """(B, T) weights w with loss = Σ w·token loss, for a minibatch's response mask (B, T).
 
     token_mean: 1/Σ_i T_i.  sequence_mean: 1/(B·T_i).  sequence_sum: 1/B.  constant: 1/(B·longest), ``longest`` being
     the tokens that a text may have at most.
+
+    Raises:
+        ValueError: an aggregation of another name, or "constant" without ``longest``.
     """
+    check_choice("aggregation", aggregation, AGGREGATIONS)
     m = mask.float()
     if aggregation == "token_mean":
-        return m / m.sum()
+        return m / m.sum().clamp(min=1)
     if aggregation == "sequence_mean":
         return m / m.sum(-1, keepdim=True).clamp(min=1) / len(m)
-    return m / (len(m) * (longest if aggregation == "constant" else 1))
+    if aggregation == "sequence_sum":
+        return m / len(m)
+    if longest is None or longest < 1:
+        raise ValueError(f"aggregation='constant' expected longest, the tokens that a text may have, got {longest}")
+    return m / (len(m) * longest)
 
 
 def entropy(logp: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lm_gym.choices import check_no_misspelling
 from lm_gym.extras import install_command
 from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained, tokenizer_of
@@ -151,6 +152,7 @@ class Policy(nn.Module):
         if critic == "separate":
             self.critic = critic_from_policy(self.lm, mdp)
         elif critic not in ("shared", "none"):
+            check_no_misspelling("critic", critic, ("shared", "separate", "none"))
             self.critic = critic_from_reward_model(critic, self.lm, mdp.longest_prompt + mdp.max_new_tokens)
         self.lora, self.frozen_layers = bool(lora_rank), frozen_layers
         self.eval()  # dropout off, in sampling and in training alike

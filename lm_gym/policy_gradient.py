@@ -48,7 +48,8 @@ class PolicyGradientConfig(AgentConfig):
     kl_target: float | None = None
     """Nats a text that an adaptive coefficient steers to; None: the coefficient is fixed."""
     kl_horizon: int = 10_000
-    """Texts over which the adaptive coefficient moves by its error."""
+    """Texts (not updates) over which the adaptive coefficient moves by its error, of which at most .2 counts; above
+    batch_size/5, or one update could turn it negative."""
     kl_reference: str = "initial"
     """What KL is paid against: "initial" (the environment's reference) or "ema" (a slow copy of the policy)."""
     ema_decay: float = 0.95

@@ -14,20 +14,20 @@ better: 1 by default, .5 is a tie), `margin` and `annotator`; every other column
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from lm_gym.prompt_sources import read_items
-from lm_gym.prompts import SHOWN, TEMPLATE_COLUMNS, kind_problem, load_prompts
+from lm_gym.chat import behind, in_one_form, template_options
+from lm_gym.continuations import Continuation, continuation
+from lm_gym.data_rows import Rows
+from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS
+from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
 
 __all__ = ["Feedback", "Preference", "Ranking", "load_feedback", "load_preferences", "load_rankings", "tokenize"]
 
 T = TypeVar("T")
-
-ANCHORS = ("a", ":", "\n")
-"""What a completion is tokenized behind, and taken off again: at the start of a text SentencePiece adds a space."""
 
 
 @dataclass(frozen=True)
@@ -67,128 +67,111 @@ class Ranking:
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
-def load_preferences(source: Any) -> list[Preference]:
+def load_preferences(source: Any, *, unusable: str = "error") -> list[Preference]:
     """Read pairs.
 
     Args:
-        source: a list of rows or of `Preference`, a `datasets.Dataset`, a `.jsonl`, `.json`, `.csv` or `.parquet` file,
-            a folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`.
+        source: a list of rows or of `Preference`, a `datasets.Dataset`, a file of `lm_gym.data_files.TABLES`, a folder
+            that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`. Rows may also be in a layout of
+            `lm_gym.layouts`.
+        unusable: "error" refuses data with rows that are no preferences; "drop" leaves them out, and a warning counts
+            them.
 
     An implicit prompt ends before the last space that both texts share, so that no word is cut in two (TRL cuts at the
-    first letter that differs), or with the last message that both conversations share.
+    first letter that differs), or with the last message that both conversations share; in a transcript ("\\n\\nHuman: …
+    \\n\\nAssistant: …") it ends where the assistant's reply begins. Roles get the names of `lm_gym.chat.ROLES`, and a
+    conversation that repeats its prompt is taken without it.
 
     Raises:
         ValueError: no such source, no rows, or rows that are no preferences (names them and what is wrong).
         TypeError: `source` is none of the kinds above.
     """
-    return load_items(source, _preference, Preference, "preference data")
+    return _load(source, preference_of, Preference, PAIRS, unusable)
 
 
-def load_feedback(source: Any) -> list[Feedback]:
+def load_feedback(source: Any, *, unusable: str = "error") -> list[Feedback]:
     """Read single completions with a boolean `label`; source and errors as in `load_preferences`."""
-    return load_items(source, _feedback, Feedback, "feedback data")
+    return _load(source, feedback_of, Feedback, FEEDBACK, unusable)
 
 
-def load_rankings(source: Any) -> list[Ranking]:
+def load_rankings(source: Any, *, unusable: str = "error") -> list[Ranking]:
     """Read rankings; source and errors as in `load_preferences`."""
-    return load_items(source, _ranking, Ranking, "ranking data")
+    return _load(source, _ranking, Ranking, RANKINGS, unusable)
 
 
-def tokenize(preference: Preference, tokenizer: Any) -> tuple[list[int], list[int], list[int]]:
+def tokenize(
+    preference: Preference, tokenizer: Any, *, eos_ids: Sequence[int] | None = None
+) -> tuple[list[int], list[int], list[int]]:
     """Token ids of the prompt (P,), as `lm_gym.prompts.load_prompts` makes them, and of both completions with EOS.
 
-    A conversation goes through the chat template; what the template writes behind the end-of-text token is left out,
-    as a policy would not write it.
+    Prompt and completion are tokenized as one text (a conversation as the chat template writes it), and the prompt's
+    ids are cut off: :func:`lm_gym.continuations.continuation`, which also says what is done where they are not its
+    beginning. What stands behind the first EOS id is left out, as a policy would not write it.
+
+    Args:
+        eos_ids: every id that ends a text of the model (`lm.eos_ids`); None: the tokenizer's EOS alone.
 
     Raises:
-        ValueError: the tokenizer has no end-of-text token or (conversations) no chat template, or the template writes
-            the prompt otherwise once an answer follows.
+        ValueError: the tokenizer has no end-of-text token or (conversations) no chat template, the template leaves out
+            what a message says or writes the prompt otherwise once an answer follows, or both completions are the same.
     """
-    row: dict[str, Any] = {"prompt": preference.prompt}
-    row |= {name: preference.columns[name] for name in TEMPLATE_COLUMNS if preference.columns.get(name) is not None}
-    prompt = load_prompts([row], tokenizer)[0]
-    options: dict[str, Any] = dict(row.get("chat_template_kwargs") or {})
-    if row.get("tools"):
-        options["tools"] = row["tools"]
+    both = tokenized_pair(preference, tokenizer, eos_ids)
+    return both[0].prompt_ids, both[0].token_ids, both[1].token_ids
+
+
+def tokenized_pair(
+    preference: Preference, tokenizer: Any, eos_ids: Sequence[int] | None
+) -> tuple[Continuation, Continuation]:
+    """:func:`tokenize`, with what is to be said of it."""
+    options = template_options(preference.columns)
+    prompt, texts, shared = preference.prompt, [preference.chosen, preference.rejected], 0
+    if not isinstance(prompt, str) and prompt[-1]["role"] != "assistant":
+        # turns that both begin with are no choice between them
+        same = (a == b for a, b in zip(*(text[:-1] for text in texts)))
+        shared = next((i for i, alike in enumerate(same) if not alike), min(map(len, texts)) - 1)
+        prompt, texts = [*prompt, *texts[0][:shared]], [text[shared:] for text in texts]
+    both = [continuation(prompt, text, tokenizer, options, eos_ids, started=not shared) for text in texts]
+    first, second = sorted(both, key=lambda one: len(one.prompt_ids))
+    if second.prompt_ids[: len(first.prompt_ids)] != first.prompt_ids:
+        raise ValueError("goes through a chat template that writes the prompt in two ways, one for each answer")
+    # where one of the two begins with <think>, as the prompt ends with it, it is a part of that answer
     chosen, rejected = (
-        completion_tokens(preference.prompt, prompt.text, completion, tokenizer, options)
-        for completion in (preference.chosen, preference.rejected)
+        replace(one, prompt_ids=first.prompt_ids, token_ids=one.prompt_ids[len(first.prompt_ids) :] + one.token_ids)
+        for one in both
     )
-    return list(prompt.token_ids), chosen, rejected
+    if chosen.token_ids == rejected.token_ids:
+        raise ValueError("has chosen and rejected answers that are the same up to where they end")
+    return chosen, rejected
 
 
-def completion_tokens(
-    prompt: Text, prompt_text: str, completion: Text, tokenizer: Any, template_options: Mapping[str, Any] | None = None
-) -> list[int]:
-    """Token ids (T,) of a completion with EOS behind it, as it follows `prompt`, which is written `prompt_text`."""
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise ValueError("the tokenizer has no end-of-text token: set tokenizer.eos_token")
-    if isinstance(completion, str):
-        return [*_inner_tokens(completion, tokenizer), int(eos)]
-    assert not isinstance(prompt, str)
-    messages = [dict(message) for message in (*prompt, *completion)]
-    if prompt[-1]["role"] == "assistant":  # the completion goes on with the prompt's last message
-        start = messages.pop(len(prompt) - 1)
-        messages[len(prompt) - 1]["content"] = start["content"] + messages[len(prompt) - 1]["content"]
-    whole = str(tokenizer.apply_chat_template(messages, tokenize=False, **(template_options or {})))
-    if not whole.startswith(prompt_text):
-        raise ValueError(
-            f"the chat template writes the prompt otherwise once an answer follows: {prompt_text[-80:]!r} is not the "
-            f"beginning of {whole[:80]!r}...; give the texts as plain strings, or another template"
-        )
-    ids = [int(i) for i in tokenizer(whole[len(prompt_text) :], add_special_tokens=False)["input_ids"]]
-    last = max((place for place, token in enumerate(ids) if token == eos), default=None)
-    return [*ids, int(eos)] if last is None else ids[: last + 1]
-
-
-def _inner_tokens(text: str, tokenizer: Any) -> list[int]:
-    """Token ids of a text that stands behind another one."""
-
-    def ids_of(part: str) -> list[int]:
-        return [int(i) for i in tokenizer(part, add_special_tokens=False)["input_ids"]]
-
-    for anchor in ANCHORS:
-        before, both = ids_of(anchor), ids_of(anchor + text)
-        if before and both[: len(before)] == before:
-            return both[len(before) :]
-    return ids_of(text)
-
-
-def load_items(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T], what: str) -> list[T]:
-    items = read_items(source, what=what)
-    if not items:
-        raise ValueError(f"the {what} {source!r:.80} has no rows; expected at least one")
-    found: list[T] = []
-    wrong = []
-    for where, item in items:
-        if isinstance(item, kind):
-            found.append(item)
-            continue
-        try:
-            if not isinstance(item, Mapping):
-                raise ValueError(f"is of type {type(item).__name__}, expected named columns")
-            found.append(read(item))
-        except ValueError as error:
-            wrong.append(f"{where} {error}")
-    if wrong:
-        more = f", and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
-        raise ValueError(
-            f"{len(wrong)} of {len(items)} rows of the {what} cannot be used: {'; '.join(wrong[:SHOWN])}{more}. "
-            "To do: repair or drop them"
-        )
+def _load(source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T], what: str, unusable: str) -> list[T]:
+    rows = Rows(what, unusable=unusable)
+    found = [item for _, item in rows.read(source, read, kind)]
+    rows.finish(len(found))
     return found
 
 
-def _preference(row: Mapping[str, Any]) -> Preference:
+def preference_of(row: Mapping[str, Any]) -> Preference:
+    """A row as a pair; a ValueError begins with a verb, so that the row can stand before it."""
     _need(row, "chosen", "rejected")
     chosen, rejected = row["chosen"], row["rejected"]
-    if row.get("prompt") is None:
+    prompt = row.get("prompt")
+    # The prompt of UltraFeedback and others is the text of a message that the conversations begin with.
+    if prompt is None or (isinstance(prompt, str) and _spoken(chosen) and _spoken(rejected)):
         _check(chosen=chosen, rejected=rejected)
-        prompt, chosen, rejected = _split(chosen, rejected)
-    else:
-        prompt = row["prompt"]
+        try:
+            prompt, chosen, rejected = _split(_in_one_form(chosen), _in_one_form(rejected))
+        except ValueError as error:
+            if prompt is None:
+                raise
+            raise ValueError(
+                "has a prompt that is a text, and conversations that do not begin with the same message and then "
+                "differ; give the prompt as messages"
+            ) from error
     _check(prompt=prompt, chosen=chosen, rejected=rejected)
+    prompt, chosen, rejected = map(_in_one_form, (prompt, chosen, rejected))
+    if behind(prompt, chosen) is not chosen and behind(prompt, rejected) is not rejected:
+        chosen, rejected = behind(prompt, chosen), behind(prompt, rejected)
     if chosen == rejected:
         raise ValueError("has the same text as chosen and as rejected")
     label = _number(row, "label")
@@ -205,16 +188,18 @@ def _preference(row: Mapping[str, Any]) -> Preference:
     )
 
 
-def _feedback(row: Mapping[str, Any]) -> Feedback:
+def feedback_of(row: Mapping[str, Any]) -> Feedback:
+    """A row as a judged text; errors as in `preference_of`."""
     _need(row, "prompt", "completion", "label")
     _check(prompt=row["prompt"], completion=row["completion"])
     given = row["label"]
     good = {"true": True, "false": False, "1": True, "0": False}.get(str(given).strip().lower())
     if good is None:
         raise ValueError(f"has the label {given!r}; expected true (good) or false")
+    prompt = _in_one_form(row["prompt"])
     return Feedback(
-        row["prompt"],
-        row["completion"],
+        prompt,
+        behind(prompt, _in_one_form(row["completion"])),
         good,
         annotator=_annotator(row),
         columns=_others(row, "prompt", "completion", "label", "annotator"),
@@ -231,22 +216,31 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
         if len(set(ranks)) != len(completions) or len(ranks) != len(completions):
             raise ValueError(f"has the ranks {ranks!r}; expected {len(completions)} different numbers, 1 for the best")
         completions = [text for _, text in sorted(zip(ranks, completions, strict=True), key=lambda pair: pair[0])]
+    prompt = _in_one_form(row["prompt"])
     return Ranking(
-        row["prompt"],
-        tuple(completions),
+        prompt,
+        tuple(behind(prompt, _in_one_form(text)) for text in completions),
         annotator=_annotator(row),
         columns=_others(row, "prompt", "completions", "ranks", "annotator"),
     )
 
 
+def _spoken(text: Any) -> bool:
+    return isinstance(text, (list, tuple))
+
+
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """The prompt that both begin with, and what is left of each."""
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
-    if isinstance(chosen, str):
+    if isinstance(chosen, str) and (reply := _reply_of_transcript(chosen[:same])):
+        same = reply
+    elif isinstance(chosen, str):
         while same and not chosen[same - 1 : same].isspace():
             same -= 1
         while same and chosen[same - 1] == " ":  # the space belongs to the first word of the completion
             same -= 1
+    elif same == min(len(chosen), len(rejected)):  # one goes on where the other ends, which is an answer too
+        same = max(0, same - 1)
     prompt, left, right = chosen[:same], chosen[same:], rejected[same:]
     if not prompt or not left or not right:
         raise ValueError(
@@ -254,6 +248,15 @@ def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
             "'prompt'"
         )
     return prompt, left, right
+
+
+def _reply_of_transcript(shared: str) -> int:
+    """Where the assistant's reply begins, which the beginning of a transcript ("Human: …") ends in; 0: it does not.
+
+    Replies may begin with the same words, which belong to them and not to the prompt.
+    """
+    human, assistant = shared.rfind("\n\nHuman:"), shared.rfind("\n\nAssistant:")
+    return assistant + len("\n\nAssistant:") if -1 < human < assistant else 0
 
 
 def _need(row: Mapping[str, Any], *names: str) -> None:
@@ -274,6 +277,10 @@ def _check(**texts: Any) -> None:
     if len(set(kinds.values())) > 1:
         named = ", ".join(f"{name} is a {kind}" for name, kind in kinds.items())
         raise ValueError(f"mixes texts and conversations: {named}")
+
+
+def _in_one_form(text: Text) -> Text:
+    return text if isinstance(text, str) else in_one_form(text)
 
 
 def _number(row: Mapping[str, Any], name: str) -> float | None:

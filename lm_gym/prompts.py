@@ -8,26 +8,22 @@ it. Reading the sources is in `lm_gym.prompt_sources`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lm_gym.chat import Ending, Message, in_one_form, template_options, text_of, written
 from lm_gym.positions import because
 from lm_gym.prompt_sources import Row, read_rows
 from lm_gym.rewards import RESERVED_COLUMNS
 
 __all__ = ["Prompt", "load_prompts"]
 
-Message = Mapping[str, Any]
-
 SHOWN = 5
 """Rows that an error lists before it counts the rest."""
 
 ENDLESS = 100_000
 """Characters from which on a prompt's length is first looked at by so many of them."""
-
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that also go to the chat template of a conversational prompt, as in TRL."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Prompt:
     columns: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """The other columns of its row; every prompt of a source has the same keys, in the same order."""
     messages: tuple[Message, ...] | None = field(default=None, hash=False)
-    """The messages of a conversational prompt, otherwise None."""
+    """The messages of a conversational prompt, as `lm_gym.chat.in_one_form` writes them; otherwise None."""
 
     @property
     def for_reward(self) -> str | list[Message]:
@@ -67,20 +63,18 @@ class Prompt:
         return self.messages is not None and self.messages[-1]["role"] == "assistant"
 
 
-def load_prompts(
-    source: Any, tokenizer: Any, *, max_tokens: int | None = None, add_bos: bool | None = None
-) -> list[Prompt]:
+def load_prompts(source: Any, tokenizer: Any, *, max_tokens: int | None = None) -> list[Prompt]:
     """Read `source` and tokenize it.
 
     Args:
         source: a list of texts, of dicts with the key `prompt`, or of lists of messages; a `datasets.Dataset`; the path
-            of a `.jsonl`, `.json`, `.csv` or `.txt` file (UTF-8) or of a folder that `Dataset.save_to_disk` wrote;
+            of a file of `lm_gym.data_files.SUFFIXES` (UTF-8) or of a folder that `Dataset.save_to_disk` wrote;
             `tiny:reviews`, `tiny:questions`, `tiny:requests` or `tiny:all`, with `:test` behind for the other split;
             a hub id, `org/name[:config][:split]` (split `train`).
         tokenizer: of transformers. A text is tokenized with its own rule for special tokens, less an end-of-text token
-            behind it; what a chat template made is tokenized without adding any.
+            behind it, and without a second beginning-of-text token where the text begins with one; what a chat template
+            made is tokenized without adding any.
         max_tokens: the longest prompt allowed, in tokens.
-        add_bos: True or False overrule the tokenizer's rule for the beginning-of-text token of plain texts.
 
     Raises:
         ValueError: the source is unknown or empty, or prompts are missing, empty, too long, or no text; names the rows.
@@ -100,12 +94,13 @@ def load_prompts(
         )
     _check_kinds(rows)
     _refuse(rows, [("is empty", row) for row in rows if not _has_text(row.prompt)], "give it at least one word")
-    texts = [row.prompt if isinstance(row.prompt, str) else _templated(row, tokenizer) for row in rows]
+    rows = [row if isinstance(row.prompt, str) else replace(row, prompt=in_one_form(row.prompt)) for row in rows]
+    texts = _texts(rows, tokenizer)
     if max_tokens is not None:
         endless = [row for row, text in zip(rows, texts, strict=True) if _endless(text, tokenizer, max_tokens)]
         advice = f"shorten or drop prompts of more than {max_tokens} tokens{because(max_tokens)}, or raise the limit"
         _refuse(rows, [(f"has far more than {max_tokens} tokens", row) for row in endless], advice)
-    token_ids = _tokenized(rows, texts, tokenizer, add_bos)
+    token_ids = _tokenized(rows, texts, tokenizer)
     _refuse(
         rows, [("has no tokens", row) for row, ids in zip(rows, token_ids, strict=True) if not ids], "drop or change it"
     )
@@ -141,6 +136,10 @@ def _check_kinds(rows: Sequence[Row]) -> None:
     wrong = []
     for row in rows:
         problem = kind_problem(row.prompt)
+        if not problem and not isinstance(row.prompt, str) and row.prompt:
+            last = in_one_form(row.prompt[-1:])[0]
+            if last["role"] == "assistant" and (not isinstance(last["content"], str) or last.get("tool_calls")):
+                problem = "ends in an assistant's message that is no text alone, which the model cannot continue"
         if problem:
             wrong.append((problem, row))
     _refuse(rows, wrong, 'expected a text, or a list of messages such as {"role": "user", "content": "Hello"}')
@@ -153,19 +152,19 @@ def kind_problem(prompt: Any) -> str:
     if not isinstance(prompt, (list, tuple)):
         return f"is {type(prompt).__name__} {prompt!r:.60}"
     for message in prompt:
-        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str) or "content" not in message:
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             return f"has the message {message!r:.80}"
-        if isinstance(message["content"], str) and not _encodable(message["content"]):
+        if message.get("content") is None and not message.get("tool_calls"):
+            return f"has the message {message!r:.80}"
+        if not _encodable(text_of(message.get("content")) or ""):
             return "has characters that are no Unicode text (a lone surrogate)"
-    if prompt and prompt[-1]["role"] == "assistant" and not isinstance(prompt[-1]["content"], str):
-        return "ends in an assistant's message whose content is no text, which the model cannot continue"
     return ""
 
 
 def _has_text(prompt: Any) -> bool:
     if isinstance(prompt, str):
         return bool(prompt.strip())
-    return any(message["content"] for message in prompt)
+    return any(message.get("content") or message.get("tool_calls") for message in prompt)
 
 
 def _encodable(text: str) -> bool:
@@ -176,34 +175,24 @@ def _encodable(text: str) -> bool:
     return True
 
 
+def _texts(rows: Sequence[Row], tokenizer: Any) -> list[str]:
+    """What the tokenizer gets of each prompt."""
+    texts, wrong = [], []
+    for row in rows:
+        try:
+            texts.append(row.prompt if isinstance(row.prompt, str) else _templated(row, tokenizer))
+        except ValueError as error:
+            wrong.append((str(error), row))
+    _refuse(rows, wrong, "repair or drop them")
+    return texts
+
+
 def _templated(row: Row, tokenizer: Any) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(
-            f"{row.where} is a conversation, and the tokenizer has no chat template: set tokenizer.chat_template, take "
-            "a model made for chat, or give the prompts as plain texts"
-        )
-    continues = row.prompt[-1]["role"] == "assistant"
-    options: dict[str, Any] = dict(row.columns.get("chat_template_kwargs") or {})
-    if row.columns.get("tools"):
-        options["tools"] = row.columns["tools"]
-    try:
-        return str(
-            tokenizer.apply_chat_template(
-                [dict(message) for message in row.prompt],
-                tokenize=False,
-                add_generation_prompt=not continues,
-                continue_final_message=continues,
-                **options,
-            )
-        )
-    except Exception as error:
-        raise ValueError(f"{row.where}: the chat template refuses the conversation: {error}") from error
+    ending: Ending = "started" if row.prompt[-1]["role"] == "assistant" else "prompt"
+    return written(row.prompt, tokenizer, template_options(row.columns), ending=ending)
 
 
-def _tokenized(rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, add_bos: bool | None) -> list[list[int]]:
-    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
-    if add_bos and bos is None:
-        raise ValueError("add_bos=True, and the tokenizer has no beginning-of-text token")
+def _tokenized(rows: Sequence[Row], texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     token_ids: list[list[int]] = [[] for _ in rows]
     for plain in (True, False):
         chosen = [index for index, row in enumerate(rows) if isinstance(row.prompt, str) is plain]
@@ -212,21 +201,40 @@ def _tokenized(rows: Sequence[Row], texts: Sequence[str], tokenizer: Any, add_bo
         # A chat template writes its special tokens itself: adding the tokenizer's would double them.
         encoded = tokenizer([texts[index] for index in chosen], add_special_tokens=plain)["input_ids"]
         for index, ids in zip(chosen, encoded, strict=True):
-            token_ids[index] = _finished([int(token) for token in ids], plain, bos, eos, add_bos)
+            token_ids[index] = _open(texts[index], ids, tokenizer) if plain else [int(token) for token in ids]
     return token_ids
 
 
-def _finished(ids: list[int], plain: bool, bos: int | None, eos: int | None, add_bos: bool | None) -> list[int]:
-    if not plain:
+def prompt_start(text: str, tokenizer: Any) -> list[int]:
+    """Token ids (P,) of a plain prompt.
+
+    Raises:
+        ValueError: it has none. Begins with a verb, so that the row can stand before it.
+    """
+    if not text.strip():
+        raise ValueError("has an empty prompt")
+    return _open(text, tokenizer(text)["input_ids"], tokenizer)
+
+
+def _open(text: str, ids: Sequence[int], tokenizer: Any) -> list[int]:
+    """A plain text's token ids with one BOS at most that the tokenizer added, and without an EOS behind."""
+    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    found = without_second_bos(text, [int(token) for token in ids], tokenizer)
+    while found and eos is not None and found[-1] == eos and not (len(found) == 1 and eos == bos):
+        found = found[:-1]  # a text that has ended cannot be continued
+    return found
+
+
+def without_second_bos(text: str, ids: list[int], tokenizer: Any) -> list[int]:
+    """Ids of a text with the tokenizer's special tokens, less the BOS that it put before one of the text's own.
+
+    A text that a chat template or another program has written may begin with BOS; a model never saw two.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or ids[:2] != [bos, bos]:
         return ids
-    while ids and eos is not None and ids[-1] == eos and not (len(ids) == 1 and eos == bos):
-        ids = ids[:-1]  # a text that has ended cannot be continued
-    if add_bos and (not ids or ids[0] != bos):
-        assert bos is not None
-        ids = [bos, *ids]
-    if add_bos is False and bos is not None and ids and ids[0] == bos:
-        ids = ids[1:]
-    return ids
+    own = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[1:] if len(own) < len(ids) and list(own[:1]) == [bos] else ids
 
 
 def _refuse(rows: Sequence[Row], wrong: Iterable[tuple[str, Row]], advice: str) -> None:

@@ -150,13 +150,18 @@ def _biases(judged: Judged) -> list[Results]:
     return rows
 
 
+def _deviation(scores: np.ndarray) -> float:
+    """Their standard deviation, and 0 where they are equal: 64 scores of .1 have one of 1.4e-17, which is rounding."""
+    return float(scores.std()) if np.ptp(scores) else 0.0
+
+
 def _probes(judged: Judged, tokenizer: Any) -> list[Results]:
     """What changes of a text do to its score, in standard deviations of the scores of all texts."""
     chosen = [(p.prompt, p.chosen, p.columns) for p in judged.preferences if isinstance(p.chosen, str)][:PROBED]
     if not chosen:
         return []
-    gold_spread = 1.0 if judged.gold is None else float(judged.gold.std())
-    spread, gold = float(judged.scores.std()), judged.gold_judge
+    gold_spread = 1.0 if judged.gold is None else _deviation(judged.gold)
+    spread, gold = _deviation(judged.scores), judged.gold_judge
     return probe(chosen, judged.judges, spread, gold=gold, gold_spread=gold_spread, tokenizer=tokenizer)
 
 
@@ -219,7 +224,7 @@ def _policy(judged: Judged, policy: Judged) -> Results:
     """Accuracy on the policy's pairs, and how far its texts are above those of the held-out pairs, in deviations."""
 
     def shift(ours: np.ndarray, theirs: np.ndarray) -> float:
-        return float((theirs.mean() - ours.mean()) / (ours.std() or 1.0))
+        return float((theirs.mean() - ours.mean()) / (_deviation(ours) or 1.0))
 
     return {
         "pairs": len(policy.preferences),

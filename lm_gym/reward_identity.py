@@ -82,7 +82,7 @@ def _code(*targets: Any) -> dict[str, Any]:
     waiting = list(targets)
     while waiting:
         target = waiting.pop()
-        name = f"{target.__module__}:{target.__qualname__}"
+        name = qualified_name(target)
         if name in found:
             continue
         found[name] = _source(target)

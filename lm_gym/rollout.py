@@ -96,10 +96,15 @@ class Rollout:
             responses.append(ids[-width:][:length].tolist())
         return prompts, responses
 
-    def rescale_scores(self, mean: float, std: float) -> None:
-        """Pay (score − mean)/std in place of the score; ``scores`` stay what the judge said."""
+    def rescale_scores(self, mean: float, std: float, kl_penalty: torch.Tensor) -> None:
+        """Pay (score − mean)/std beside the KL penalty (B, T); ``scores`` stay what the judge said.
+
+        Not by a difference to what is paid already: beside a score of 1e6 float32 has lost the last token's KL, and of
+        the mean what stands behind the point.
+        """
         assert self.scores is not None
-        self.rewards[torch.arange(len(self)), self.lengths - 1] += (self.scores - mean) / std - self.scores
+        self.rewards = kl_penalty.clone()
+        self.rewards[torch.arange(len(self)), self.lengths - 1] += ((self.scores.double() - mean) / std).float()
 
     def select(self, index: torch.Tensor) -> Rollout:
         """The texts of ``index`` (b,), with the padding that all of them have cut off."""

@@ -62,7 +62,9 @@ class Mixture:
     def __init__(self, agent: LMAgent, source: Any, coef: float) -> None:
         reference = agent.mdp.reference
         self.agent, self.coef = agent, coef
-        self.data = load_demonstrations(source, reference.tokenizer, max_tokens=reference.max_positions)
+        self.data = load_demonstrations(
+            source, reference.tokenizer, eos_ids=reference.eos_ids, max_tokens=reference.max_positions
+        )
         reference.check_ids((d.token_ids for d in self.data), "demonstration")
         self.order = Cycle(len(self.data), agent.generator)
 

@@ -21,12 +21,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lm_gym.choices import check_choice
+from lm_gym.data_rows import Rows
 from lm_gym.folders import filled_aside
 from lm_gym.forward import by_length
 from lm_gym.preferences import Preference, Ranking
 from lm_gym.reward_models.bt_data import Comparison, annotator_names, batches, encode, split, table
-from lm_gym.reward_models.bt_losses import centring_penalty, comparison_loss, plackett_luce_loss
-from lm_gym.reward_models.bt_parameters import CommonParameters, Estimate, estimate
+from lm_gym.reward_models.bt_losses import TIES, centring_penalty, comparison_loss, plackett_luce_loss
+from lm_gym.reward_models.bt_parameters import ANNOTATORS, CommonParameters, Estimate, estimate
 from lm_gym.reward_models.classifier import Classifier
 from lm_gym.reward_models.scalar_model import scalar_model
 from lm_gym.runinfo import write_atomically
@@ -60,7 +62,12 @@ class RewardModelConfig:
     max_grad_norm: float = 1.0
     """Gradients are cut to this norm."""
     max_length: int | None = None
-    """In tokens; a longer text loses its beginning. None: the model's own limit."""
+    """The longest prompt and completion together, in tokens; None: the model's own limit."""
+    too_long: Literal["cut", "drop", "error"] = "cut"
+    """Comparisons with a longer text: the text loses its beginning, the comparison is left out, or an error names it. A
+    warning counts them."""
+    unusable: Literal["error", "drop"] = "error"
+    """Comparisons that cannot be used: an error, or they are left out, and a warning counts them."""
     ties: Literal["none", "rao-kupper", "davidson"] = "none"
     """How a tie (label .5) comes about; none: it is half a victory for both."""
     annotators: Literal["none", "scale", "accuracy"] = "none"
@@ -83,6 +90,8 @@ class RewardModelConfig:
     """cpu, cuda, or cuda:N."""
 
     def __post_init__(self) -> None:
+        check_choice("ties", self.ties, ("none", *TIES))
+        check_choice("annotators", self.annotators, ("none", *ANNOTATORS))
         for name in ("epochs", "batch_size", "evals_per_epoch", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} expected at least 1, got {getattr(self, name)}")
@@ -155,11 +164,13 @@ def train_reward_model(
     judge.name = f"bradley-terry:{config.model}"
     names = annotator_names(data)
     _check(data, names, config)
-    train = encode(data, judge, names, margins=config.use_margin)
+    what = Rows("comparisons", unusable=config.unusable, too_long=config.too_long)
+    train = encode(data, judge, names, what, margins=config.use_margin)
     kept: list[Comparison] = []
     how = "none"
     if held_out_data is not None:
-        kept, how = encode(held_out_data, judge, names, margins=config.use_margin), "given"
+        what = Rows("held-out comparisons", unusable=config.unusable, too_long=config.too_long)
+        kept, how = encode(held_out_data, judge, names, what, margins=config.use_margin), "given"
     elif config.held_out:
         train, kept, how = split(train, config.held_out, config.seed)
     if not train:

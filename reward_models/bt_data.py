@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lm_gym.data_rows import Rows
 from lm_gym.models import check_ids
 from lm_gym.preferences import Preference, Ranking
 
@@ -44,38 +45,62 @@ def annotator_names(data: Sequence[Preference | Ranking]) -> tuple[str, ...]:
 
 
 def encode(
-    data: Sequence[Preference | Ranking], judge: Any, names: Sequence[str], *, margins: bool
+    data: Sequence[Preference | Ranking], judge: Any, names: Sequence[str], rows: Rows, *, margins: bool
 ) -> list[Comparison]:
     """Comparisons as `judge`, a `Classifier`, reads their texts.
 
+    Args:
+        rows: what is done with comparisons that cannot be used, and with those of a text that is longer than the judge
+            takes: where it is cut, it loses its beginning.
+
     Raises:
-        ValueError: an annotator that `names` lacks; with `margins`, a pair that has none, or a ranking.
+        ValueError: an annotator that `names` lacks; with `margins`, a pair that has none, or a ranking; a conversation
+            that the chat template refuses.
     """
+    rows.total = len(data)
     index = {name: place for place, name in enumerate(names)}
     cache: dict[str, tuple[int, ...]] = {}
-    embeddings = len(judge.model.get_input_embeddings().weight)
-    found = []
+    found: list[Comparison] = []
     for place, row in enumerate(data):
-        pair = isinstance(row, Preference)
-        who = UNNAMED if row.annotator is None else row.annotator
-        if who not in index:
-            raise ValueError(f"comparison {place} is by the annotator {who!r}, of whom the training data has nothing")
-        margin = row.margin if isinstance(row, Preference) else None
-        if margins and margin is None:
-            what = "has no margin" if pair else "is a ranking, which has no margins"
-            raise ValueError(f"comparison {place} {what}: give every pair one, or leave use_margin out")
-        completions = (row.chosen, row.rejected) if isinstance(row, Preference) else row.completions
-        texts = []
-        for completion in completions:
-            key = repr((row.prompt, completion))
-            if key not in cache:
-                cache[key] = tuple(judge.tokens(row.prompt, completion))
-            texts.append(cache[key])
-        check_ids(texts, embeddings, f"comparison {place}, text", judge.name, judge.tokenizer)
-        label = row.label if isinstance(row, Preference) else 1.0
-        wanted = margin if margins and margin is not None else 0.0
-        found.append(Comparison(tuple(texts), label, wanted, index[who], repr(row.prompt)))
+        with rows.row(f"comparison {place}"):
+            one = _encoded(row, judge, index, cache, margins)
+            longest = max(map(len, one.texts))
+            if judge.max_length is not None and longest > judge.max_length:
+                if not rows.keep_long(f"comparison {place}", f"has {longest} tokens (at most {judge.max_length})"):
+                    continue
+                one = _encoded(row, judge, index, {}, margins, cut=True)
+            found.append(one)
+    rows.finish(len(found))
     return found
+
+
+def _encoded(
+    row: Preference | Ranking,
+    judge: Any,
+    index: Mapping[str, int],
+    cache: dict[str, tuple[int, ...]],
+    margins: bool,
+    cut: bool = False,
+) -> Comparison:
+    pair = isinstance(row, Preference)
+    who = UNNAMED if row.annotator is None else row.annotator
+    if who not in index:
+        raise ValueError(f"is by the annotator {who!r}, of whom the training data has nothing")
+    margin = row.margin if isinstance(row, Preference) else None
+    if margins and margin is None:
+        what = "has no margin" if pair else "is a ranking, which has no margins"
+        raise ValueError(f"{what}: give every pair one, or leave use_margin out")
+    completions = (row.chosen, row.rejected) if isinstance(row, Preference) else row.completions
+    texts = []
+    for completion in completions:
+        key = repr((row.prompt, completion))
+        if key not in cache:
+            cache[key] = tuple(judge.tokens(row.prompt, completion, cut=cut, warn=False))
+        texts.append(cache[key])
+    check_ids(texts, len(judge.model.get_input_embeddings().weight), "text", judge.name, judge.tokenizer)
+    label = row.label if isinstance(row, Preference) else 1.0
+    wanted = margin if margins and margin is not None else 0.0
+    return Comparison(tuple(texts), label, wanted, index[who], repr(row.prompt))
 
 
 def split(data: Sequence[Comparison], share: float, seed: int) -> tuple[list[Comparison], list[Comparison], str]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from lm_gym.reward_models.bt_losses import Outcomes, comparison_loss, outcomes, with_mistakes
+from lm_gym.choices import check_choice
+from lm_gym.reward_models.bt_losses import TIES, Outcomes, comparison_loss, outcomes, with_mistakes
 
 ANNOTATORS = ("scale", "accuracy")
 PRIOR_STD = 3.0
@@ -40,6 +41,8 @@ class CommonParameters(nn.Module):
     """
 
     def __init__(self, ties: str | None, annotators: str | None, names: tuple[str, ...]) -> None:
+        check_choice("ties", ties, (None, *TIES))
+        check_choice("annotators", annotators, (None, *ANNOTATORS))
         super().__init__()
         self.ties, self.annotators, self.names = ties, annotators, names
         if ties is not None:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from lm_gym import flat_trunk
+from lm_gym.chat import in_one_form, written
 from lm_gym.positions import because, frequency_switch, hard_limit
+from lm_gym.prompts import without_second_bos
 from lm_gym.rewards import Text, plain_text
 
 PROBE = (
@@ -109,25 +111,29 @@ class Classifier:
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def tokens(self, prompt: Text, completion: Text) -> list[int]:
-        """Token ids of a text as the model is given it, at least one and at most `max_length`."""
+    def tokens(self, prompt: Text, completion: Text, *, cut: bool = True, warn: bool = True) -> list[int]:
+        """Token ids of a text as the model is given it, at least one and (unless `cut` is false) at most `max_length`.
+
+        A conversation goes through the chat template, with the checks of :func:`lm_gym.chat.written`; a text that
+        begins with BOS gets no second one.
+        """
         if self.text == "prompt+completion" and not isinstance(completion, str):
-            messages = [*([prompt] if isinstance(prompt, str) else prompt), *completion]
+            start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if not getattr(self.tokenizer, "chat_template", None):
                 raise ValueError(f"{self.name}: its tokenizer has no chat template, and the prompts are conversations")
-            written = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = self._encoded(written, special=False)
+            text, special = written(in_one_form([*start, *completion]), self.tokenizer, ending="whole"), False
         else:
             before = plain_text(prompt) if self.text == "prompt+completion" else ""
-            ids = self._encoded(before + plain_text(completion), special=True)
-        return ids or [self._stand_in()]
+            text, special = before + plain_text(completion), True
+        return self._encoded(text, special=special, cut=cut, warn=warn) or [self._stand_in()]
 
-    def _encoded(self, text: str, *, special: bool) -> list[int]:
+    def _encoded(self, text: str, *, special: bool, cut: bool, warn: bool) -> list[int]:
         """Token ids, at most `max_length`: the end of a long text is kept, since it is what the policy wrote."""
-        ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        if self.max_length is None or len(ids) <= self.max_length:
-            return [int(token) for token in ids]
-        if not self._warned:
+        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
+        ids = without_second_bos(text, ids, self.tokenizer)
+        if not cut or self.max_length is None or len(ids) <= self.max_length:
+            return ids
+        if warn and not self._warned:
             self._warned = True
             warnings.warn(
                 f"{self.name}: a text of {len(ids)} tokens loses its beginning, the limit is {self.max_length} "

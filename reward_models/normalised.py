@@ -89,7 +89,7 @@ class Normalised:
             allow_none=True,
         ).scores
         applies = scores[~np.isnan(scores)]
-        if len(applies) < 2 or applies.std() == 0:
+        if len(applies) < 2 or np.ptp(applies) == 0:  # the std of 64 scores of .1 is not 0 but 1.4e-17
             raise ValueError(
                 f"{self.name}: the {len(applies)} of {n} completions that it applies to all score "
                 f"{applies[0] if len(applies) else 'nothing'}; a reward that does not vary on the reference's own "

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from lm_gym.chat import Ending, in_one_form, written
 from lm_gym.reward_models.dialects import DIALECTS, Texts, Wanted
 from lm_gym.reward_models.http_json import NoAnswer, ask, bearer
 from lm_gym.rewards import RewardModelError, Text, plain_text
@@ -167,10 +168,9 @@ class Remote:
             from lm_gym.loading import load_tokenizer
 
             self._template = load_tokenizer(self.tokenizer, f"{self.name}'s tokenizer")
-        messages = [*prompt, *(completion or ())]
-        return str(
-            self._template.apply_chat_template(messages, tokenize=False, add_generation_prompt=completion is None)
-        )
+        start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ending: Ending = "prompt" if completion is None else "whole"
+        return written(in_one_form([*start, *(completion or ())]), self._template, ending=ending)
 
 
 def _check_options(dialect: str, given: dict[str, Any]) -> None:

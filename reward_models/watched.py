@@ -81,6 +81,6 @@ class Watched:
             log_metric(metric, value)
         log_extra(self.watch_name, other.tolist())
         log_metric(self.watch_name, float(other.mean()))
-        if own.scores.std() > 0 and other.std() > 0:
+        if np.ptp(own.scores) > 0 and np.ptp(other) > 0:
             log_metric(f"{self.watch_name}_correlation", float(np.corrcoef(own.scores, other)[0, 1]))
         return [float(score) for score in own.scores]

@@ -142,7 +142,7 @@ REWRITES = "{{ 'c' * (messages | length) }}" + CHAT
         ({"messages": [says("a")]}, CHAT, "expected a turn of the assistant with something before it"),
         ({"messages": [user("a"), says("b")]}, None, "the tokenizer has no chat template"),
         ({"messages": [user("a"), says("b")]}, "{{ raise_exception('no') }}", "is refused by the chat template: no"),
-        ({"messages": [user("a"), says("b")]}, REWRITES, "writes what stands before message 1 otherwise"),
+        ({"messages": [user("a"), says("b")]}, REWRITES, "writes the prompt otherwise once an answer follows"),
         (["a", "b"], None, "is of type list, expected named columns"),
     ],
 )
@@ -156,7 +156,10 @@ def test_broken_rows_are_named_with_what_is_wrong(row: Any, template: str | None
 def test_long_ones_and_empty_sources_are_refused() -> None:
     rows = [{"text": "abc"}, {"text": "abcdef"}]
     assert len(load_demonstrations(rows, tok(), max_tokens=7)) == 2
-    with pytest.raises(ValueError, match="1 of 2 demonstrations have more than 6 tokens: row 1 has 7. To do: shorten"):
+    with pytest.raises(
+        ValueError,
+        match=r"1 of 2 rows of the demonstrations are too long: row 1 has 7 tokens \(at most 6\). To do: shorten",
+    ):
         load_demonstrations(rows, tok(), max_tokens=6)
     with pytest.raises(ValueError, match="has no rows"):
         load_demonstrations([], tok())

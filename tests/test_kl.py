@@ -89,7 +89,27 @@ def test_adaptive_kl_by_the_number_of_the_design() -> None:
     assert again.value == controller.value
 
 
-@pytest.mark.parametrize("wrong", [{"init": 0.0}, {"target": 0.0}, {"horizon": -1}])
+@pytest.mark.parametrize("kl_now", [0.0, 5.9, 6.1, math.inf])
+@pytest.mark.parametrize(("n", "horizon"), [(128, 26), (64, 13), (1, 1), (512, 10_000)])
+def test_the_coefficient_stays_above_0(n: int, horizon: int, kl_now: float) -> None:
+    controller = kl.AdaptiveKL(0.05, target=6, horizon=horizon)
+    assert all(controller.update(kl_now, n) > 0 for _ in range(20))
+
+
+@pytest.mark.parametrize(("n", "horizon"), [(128, 20), (128, 25), (64, 10), (5, 1)])
+def test_updates_that_could_turn_the_coefficient_negative_are_refused(n: int, horizon: int) -> None:
+    controller = kl.AdaptiveKL(0.05, target=6, horizon=horizon)
+    with pytest.raises(
+        ValueError, match=rf"kl_horizon expected above {n / 5:g} for updates of {n} texts .*counts texts"
+    ):
+        controller.update(0.0, n)
+    with pytest.raises(ValueError, match="got NaN"):
+        controller.update(math.nan, 1 if horizon > 1 else 4)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"init": 0.0}, {"target": 0.0}, {"horizon": -1}, {"horizon": 0}, {"init": math.nan}, {"target": math.inf}]
+)
 def test_adaptive_kl_refuses_what_would_never_move(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="above 0"):
         kl.AdaptiveKL(**{"init": 0.1, "target": 6.0, "horizon": 100, **wrong})  # type: ignore[arg-type]

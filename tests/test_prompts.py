@@ -5,9 +5,12 @@ import json
 import pickle
 
 import pytest
+from chat_tokenizers import judge_of
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from lm_gym.demonstrations import load_demonstrations
+from lm_gym.preferences import Preference, tokenize
 from lm_gym.prompts import Prompt, load_prompts
 from lm_gym.rewards import RESERVED_COLUMNS
 
@@ -99,15 +102,24 @@ def test_an_end_of_text_token_is_stripped():
     assert load_prompts(["once </s>"], make_tokenizer())[0].token_ids == ids("<s> once")
 
 
-def test_add_bos():
+def test_a_text_that_begins_with_bos_gets_no_second_one():
+    """As a chat template or another program writes prompts; one that a text has twice by itself stays."""
     with_bos, without = make_tokenizer(), make_tokenizer(bos=False)
-    assert load_prompts(["hi"], without)[0].token_ids == ids("hi")
-    assert load_prompts(["hi"], without, add_bos=True)[0].token_ids == ids("<s> hi")
-    assert load_prompts(["hi"], with_bos, add_bos=True)[0].token_ids == ids("<s> hi")
-    assert load_prompts(["hi"], with_bos, add_bos=False)[0].token_ids == ids("hi")
-    without.bos_token = None
-    with pytest.raises(ValueError, match="no beginning-of-text token"):
-        load_prompts(["hi"], without, add_bos=True)
+    for text in ("<s> once upon", "once upon"):
+        assert load_prompts([text], with_bos)[0].token_ids == ids("<s> once upon")
+    assert load_prompts(["<s> <s> hi"], with_bos)[0].token_ids == ids("<s> <s> hi")
+    assert load_prompts(["<s> <s> hi", "hi"], without)[0].token_ids == ids("<s> <s> hi")
+    assert load_prompts(["<s> hi"], make_tokenizer(eos=True))[0].token_ids == ids("<s> hi")
+
+
+def test_no_text_that_is_trained_on_or_judged_has_two_bos():
+    tokenizer = make_tokenizer()
+    [row] = load_demonstrations([{"prompt": "<s> once", "completion": " upon"}], tokenizer)
+    assert row.token_ids == ids("<s> once upon </s>")
+    assert load_demonstrations([{"text": "<s> once upon"}], tokenizer)[0].token_ids == ids("<s> once upon </s>")
+    assert tokenize(Preference("<s> once", " upon", " hi"), tokenizer)[0] == list(ids("<s> once"))
+    judge = judge_of(tokenizer)
+    assert judge.tokens("<s> once", " upon") == judge.tokens("once", " upon") == list(ids("<s> once upon"))
 
 
 def test_one_token_for_beginning_and_end():
@@ -169,7 +181,7 @@ def test_a_conversation_without_a_chat_template(tokenizer):
 
 def test_what_the_template_refuses_is_named():
     template = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(ValueError, match="row 0: the chat template refuses .* roles must alternate"):
+    with pytest.raises(ValueError, match="row 0 is refused by the chat template: roles must alternate"):
         load_prompts([[{"role": "user", "content": "hi"}]], make_tokenizer(template=template))
 
 
@@ -213,21 +225,28 @@ BAD_FILES = [
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": 3}\n', "p.jsonl, line 2, is int 3"),
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": null}\n', "p.jsonl, line 2, is NoneType"),
     ("p.jsonl", '{"prompt": "hi"}\n{"prompt": "\\ud800"}\n', "p.jsonl, line 2, has characters that are no Unicode"),
-    ("p.jsonl", b'{"prompt": "hi"}\n{"prompt": "caf\xe9"}\n', r"line 2: byte 0xe9 at column 16 is not UTF-8"),
-    ("p.txt", b"hi\ncaf\xe9\n", r"line 2: byte 0xe9 at column 4 is not UTF-8"),
-    ("p.csv", b"prompt\nhi\ncaf\xe9\n", r"line 3: byte 0xe9 at column 4 is not UTF-8"),
-    ("p.json", b'["hi",\n"caf\xe9"]', r"line 2: byte 0xe9 at column 5 is not UTF-8"),
+    ("p.jsonl", b'{"prompt": "hi"}\n{"prompt": "caf\xe9"}\n', r"line 2, has the byte 0xe9 at column 16, which is no"),
+    ("p.txt", b"hi\ncaf\xe9\n", r"line 2, has the byte 0xe9 at column 4, which is not UTF-8"),
+    ("p.csv", b"prompt\nhi\ncaf\xe9\n", r"line 3, has the byte 0xe9 at column 4, which is not UTF-8"),
+    ("p.json", b'["hi",\n"caf\xe9"]', r"line 2, has the byte 0xe9 at column 5, which is not UTF-8"),
     ("p.json", '{"prompt": "hi"}', "holds a dict; expected a list of rows"),
-    ("p.json", '{"prompt": "hi"}\n{"prompt": "hi"}', "line 2: not JSON: .*is named .jsonl"),
+    ("p.json", '["hi"\n"hi"]', "line 2: not JSON: .*expected a list of rows, or an object a line"),
+    ("p.json", '{"prompt": "hi"}\n{"prompt": ', "p.json, line 2, is not JSON"),
     ("p.json", '["hi", {"x": 1}]', "p.json, row 1 has no column 'prompt'"),
     ("p.csv", "prompt,k\nhi,1\nonce, upon,2\n", "p.csv, line 3, has another number of fields"),
     ("p.csv", "prompt,k\nhi\n", "p.csv, line 2, has another number of fields"),
     ("p.csv", "text,k\nhi,1\n", "p.csv, line 2, has no column 'prompt', only 'text', 'k'. Rename 'text' to 'prompt'"),
     ("p.csv", 'prompt\n"hi\n', "not CSV"),
+    ("p.tsv", 'prompt\tk\n"hi" she said\t1\n', "not TSV: .*; a field that begins with a quotation mark ends"),
+    ("p.xml.gz", "x", r"ends in '.xml.gz'; expected .jsonl"),
     ("p.txt", "", "has no rows"),
     ("p.txt", "\n \n", "has no rows"),
     ("p.csv", "prompt\n", "has no rows"),
-    ("p.parquet", "x", "expected .jsonl, .json, .csv, .txt"),
+    ("p.parquet", "x", "is no Parquet file"),
+    ("p.jsonl.gz", "x", "cannot be read as gzip"),
+    ("p.tsv", "prompt\tk\nhi\n", "p.tsv, line 2, has another number of fields"),
+    ("p.xlsx", "x", r"expected .jsonl, .json, .csv, .tsv, .txt \(each also .gz\) or .parquet: save it as one of these"),
+    ("p.jsonl", "[" * 100_000, "nested too deep"),
 ]
 
 
@@ -321,6 +340,8 @@ BAD_SOURCES = [
     (["hi", None], "row 1 is NoneType None"),
     (["hi", b"hi"], "row 1 is bytes"),
     ([{"text": "hi"}], "row 0 has no column 'prompt', only 'text'. Rename 'text'"),
+    ([{"instruction": "hi", "input": "x"}], "Join 'instruction' and 'input' in a column 'prompt'"),
+    ([{"input": {"text": "hi"}}], "Give the text to be continued in a column 'prompt'"),
     ([{"chosen": "a", "rejected": "b"}], "an implicit prompt.*trl.extract_prompt"),
     ([{"messages": []}], "whole conversations"),
     ([{}], "row 0 has no column 'prompt', only no columns"),
@@ -329,7 +350,7 @@ BAD_SOURCES = [
     ([["hi"]], "row 0 has the message 'hi'"),
     ([[]], "row 0 is empty"),
     ([[{"role": "user", "content": ""}]], "row 0 is empty"),
-    ([[{"role": "assistant", "content": None}]], "ends in an assistant's message"),
+    ([[{"role": "assistant", "content": None}]], "has the message"),
 ]
 
 

@@ -7,9 +7,11 @@ import gymnasium as gym
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, LlamaConfig, LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 from lm_gym import tiny
+from lm_gym.agents.dpo import dpo_loss
+from lm_gym.kl import estimate
 from lm_gym.prompts import load_prompts
 from lm_gym.reward_models import WeightedSum
 from lm_gym.rewards import RewardModelError, load_reward_model, score_texts
@@ -295,3 +297,84 @@ def test_the_trainer_state_is_read_as_trl_has_it():
     assert pickle.loads(pickle.dumps(agent.state)).global_step == agent.updates
     with pytest.raises(AttributeError, match="no 'best_metric'; it has global_step"):
         _ = agent.state.best_metric
+# What docs/interop.md and docs/algorithms.md say of TRL's losses
+
+
+@pytest.fixture(scope="module")
+def small_folder(tmp_path_factory, tokenizer):
+    torch.manual_seed(0)
+    folder = str(tmp_path_factory.mktemp("small"))
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+PLAIN = {"report_to": "none", "use_cpu": True, "bf16": False, "disable_tqdm": True}
+
+
+@pytest.mark.parametrize(
+    ("config", "estimator", "ratio"), [({}, "k2", True), ({"use_bias_correction_kl": False}, "k3", False)]
+)
+def test_the_gradient_of_trls_beta(config, estimator, ratio, small_folder, tmp_path):
+    """By default that of our k2 times π/π_old, off-policy too: ∇(ρ·k3) = ρ·(k3 + 1 − e^−k1)·∇log π = ρ·k1·∇log π."""
+    args = trl.GRPOConfig(
+        output_dir=str(tmp_path), per_device_train_batch_size=4, num_generations=4, beta=0.5, **PLAIN, **config
+    )
+    trainer = trl.GRPOTrainer(
+        model=small_folder,
+        reward_funcs=load_reward_model("vader"),
+        train_dataset=Dataset.from_list([{"prompt": "a"}]),
+        args=args,
+    )
+    model, noise = trainer.model.train(), torch.Generator().manual_seed(1)
+    trainer.current_gradient_accumulation_steps = 1
+    ids, mask = torch.randint(3, 64, (4, 9), generator=noise), torch.ones(4, 6).long()
+    mask[1, 4:] = 0
+
+    def logprobs():
+        whole = torch.log_softmax(model(input_ids=ids).logits[:, 2:-1], -1)
+        return whole.gather(-1, ids[:, 3:, None])[..., 0]
+
+    drawn_with, ref = (logprobs().detach() + by * torch.randn(4, 6, generator=noise) for by in (0.3, 0.7))
+    inputs = {"prompt_ids": ids[:, :3], "prompt_mask": torch.ones(4, 3).long(), "completion_ids": ids[:, 3:]}
+    inputs |= {"completion_mask": mask, "advantages": torch.zeros(4), "num_items_in_batch": mask.sum()}
+    theirs = trainer._compute_loss(model, inputs | {"old_per_token_logps": drawn_with, "ref_per_token_logps": ref})
+    theirs = torch.autograd.grad(theirs, list(model.parameters()))
+
+    def relative_error(estimator, ratio):
+        now = logprobs()
+        per_token = estimate(now, ref, estimator) * ((now - drawn_with).exp().detach() if ratio else 1.0)
+        ours = torch.autograd.grad(0.5 * (per_token * mask).sum() / mask.sum(), list(model.parameters()))
+        largest = max(float(g.abs().max()) for g in theirs)
+        return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)) / largest
+
+    assert relative_error(estimator, ratio) < 1e-5
+    assert min(relative_error(e, r) for e in ("k2", "k3") for r in (True, False) if (e, r) != (estimator, ratio)) > 0.05
+
+
+def test_trls_default_dpo_loss_does_not_read_its_label_smoothing(small_folder, tokenizer, tmp_path):
+    """And its "robust" reads it as other arithmetic than ours: (−(1 − ε)·log σ(h) + ε·log σ(−h))/(1 − 2ε)."""
+
+    def loss(**config):
+        trainer = trl.DPOTrainer(
+            model=small_folder,
+            processing_class=tokenizer,
+            train_dataset=Dataset.from_list([{"prompt": "a", "chosen": " good day", "rejected": " bad"}]),
+            args=trl.DPOConfig(output_dir=str(tmp_path), per_device_train_batch_size=1, beta=0.5, **PLAIN, **config),
+        )
+        with torch.no_grad():
+            for p in trainer.model.parameters():
+                p.add_(0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2)))
+            [batch] = trainer.get_train_dataloader()
+            return float(trainer.compute_loss(trainer.model, batch))
+
+    plain = loss()
+    h = -math.log(math.expm1(plain))  # −log σ(h) = plain
+    flipped = plain + h  # −log σ(−h)
+    assert abs(h) > 0.1
+    assert loss(label_smoothing=0.3) == plain
+    assert loss(label_smoothing=0.3, loss_type=["robust"]) == pytest.approx(
+        (0.7 * plain - 0.3 * flipped) / 0.4, rel=1e-4
+    )
+    ours = float(dpo_loss(torch.tensor([h]), torch.ones(1), 1.0, 0.3))
+    assert ours == pytest.approx(0.7 * plain + 0.3 * flipped, rel=1e-4)

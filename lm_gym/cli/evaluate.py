@@ -79,7 +79,8 @@ def stands_out(agent: Any, before: Drawn, after: Drawn) -> list[str]:
     from lm_gym.run_findings import run_findings, seen_in
 
     mdp = agent.mdp
-    judge, gold = mdp.reward_model, None
+    judge: Any = mdp.reward_model
+    gold = None
     if isinstance(judge, Watched):
         judge, gold = judge.judge, judge.watch
     seen = []

@@ -24,7 +24,8 @@ class TrainRewardModel(RewardModelConfig):
     """Train a Bradley-Terry reward model on preference data."""
 
     data: str = tyro.MISSING
-    """Pairs in any of TRL's formats: a .jsonl, .json, .csv or .parquet file, or a hub id org/name[:split]."""
+    """Pairs in TRL's formats or a published layout: a .jsonl, .json, .csv, .tsv (also .gz) or .parquet file, or a hub
+    id org/name[:split]."""
     out: str = tyro.MISSING
     """The folder to write: weights, tokenizer, bradley_terry.json. One that holds a model is refused."""
     rankings: bool = False
@@ -61,8 +62,9 @@ def run_training(args: Sequence[str]) -> int:
         if (out / "config.json").exists():
             raise ValueError(f"{out} holds a model already: choose another --out")
         load = load_rankings if options.rankings else load_preferences
-        data = load(options.data)
-        held_out = None if options.held_out_data is None else load(options.held_out_data)
+        data = load(options.data, unusable=options.unusable)
+        given = options.held_out_data
+        held_out = None if given is None else load(given, unusable=options.unusable)
         if options.threads is not None:
             torch.set_num_threads(options.threads)
         config = RewardModelConfig(**{f.name: getattr(options, f.name) for f in fields(RewardModelConfig)})

@@ -102,7 +102,7 @@ def summary(drawn: Drawn, gold: np.ndarray, names: Sequence[str]) -> dict[str, A
         texts that no other is equal to); correlation of gold and reward over the texts, None where one is constant.
     """
     scores = np.array(drawn.scores)
-    varies = gold.std() > 0 and scores.std() > 0
+    varies = bool(np.ptp(gold) > 0 and np.ptp(scores) > 0)
     known = "objective/kl_k1" in drawn.metrics
     return {
         "gold": list(mean_of(gold, names)),

@@ -205,6 +205,19 @@ def test_a_checkpoint_of_live_pairs_evaluates_without_them_and_says_what_trainin
         DPO.load(tmp_path / "step", small_env(), pairs=PAIRS[:5]).learn(50)
 
 
+def test_a_text_ends_at_the_environments_stop_strings() -> None:
+    """With the letter that completes one, as the environment ends a text; from min_new_tokens on."""
+    pairs = [{"prompt": "a", "chosen": "abcabc", "rejected": "bcd"}]
+    for options, wanted in (({}, ["abc", "bc"]), ({"min_new_tokens": 3}, ["abc", "bcd"]), ({"stop": "e"}, None)):
+        env = small_env(**{"stop": "bc", **options})
+        agent = DPO(env, pairs=pairs, batch_size=2)
+        tokens = agent.example_source.examples.tokens
+        texts = [agent.mdp.reference.decode(ids) for ids in tokens]
+        assert texts == (wanted or ["abcabc", "bcd"])
+        reasons = {agent.mdp.finish_reason(ids) for ids in tokens}
+        assert reasons == ({"stop"} if wanted else {"eos"})
+
+
 def test_a_text_that_fills_the_limit_has_no_eos() -> None:
     """9 tokens with EOS at max_new_tokens=8: the environment ends such a text by its length."""
     agent = DPO(small_env(), pairs=[{"prompt": "a", "chosen": "b" * 8, "rejected": "c"}] * 2, batch_size=4)

@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ppo_runs import count_a, environment, ppo, problem, train
@@ -290,17 +291,27 @@ def test_a_ratio_that_is_not_1_warns_of_the_worst_token() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kl_in", ["reward", "loss"])
 def test_the_adaptive_coefficient_steers_to_its_target(kl_in: str) -> None:
-    """The mean KL of the last third within 30 % of the target, from a coefficient that would leave it at five times."""
-    config = {"kl_target": 4.0, "kl_horizon": 150, "lr_schedule": "constant", "kl_in": kl_in}
-    run = train(problem(), 16_000 if kl_in == "reward" else 24_000, **config, whiten_advantages=kl_in == "reward")
-    kl = [m["objective/kl_k1"] for m in run.logs]
-    late = kl[-len(kl) // 3 :]
-    assert sum(late) / len(late) == pytest.approx(4.0, rel=0.3)
-    assert run.logs[0]["kl_coef"] == 0.1 and run.logs[-1]["kl_coef"] > 0.2
-    # β of the update is what is logged: the next one's follows from this one's KL
-    for now, after in zip(run.logs, run.logs[1:], strict=False):
-        error = min(max(now["objective/kl_k1"] / 4.0 - 1.0, -0.2), 0.2)
-        assert after["kl_coef"] == pytest.approx(now["kl_coef"] * (1 + error * 64 / 150), rel=1e-5)
+    """The mean KL of the last third within 30 % of the target, from a coefficient that would leave it at five times.
+
+    The mean of 5 seeds, with two of its standard errors on either side. The horizon is one rollout, a fifth of β an
+    update: β must rise to about six times what it was, which is 10 such steps. (At 150 texts it is 22 of the 40
+    updates, after the few in which it falls, so that the last third began on the way there or not, by rounding.)
+    """
+    config = {"kl_target": 4.0, "kl_horizon": 64, "lr_schedule": "constant", "kl_in": kl_in}
+    config["whiten_advantages"] = kl_in == "reward"
+    found = []
+    for seed in range(10, 15):
+        run = train(problem(), 16_000 if kl_in == "reward" else 24_000, seed=seed, **config)
+        kl = [m["objective/kl_k1"] for m in run.logs]
+        found.append(np.mean(kl[-len(kl) // 3 :]))
+        assert run.logs[0]["kl_coef"] == 0.1 and run.logs[-1]["kl_coef"] > 0.2
+        # β of the update is what is logged: the next one's follows from this one's KL
+        for now, after in zip(run.logs, run.logs[1:], strict=False):
+            error = min(max(now["objective/kl_k1"] / 4.0 - 1.0, -0.2), 0.2)
+            assert after["kl_coef"] == pytest.approx(now["kl_coef"] * (1 + error * 64 / 64), rel=1e-5)
+    sem = np.std(found, ddof=1) / 5**0.5
+    print(f"KL {kl_in}: {np.mean(found):.2f} ± {sem:.2f}, seeds {np.round(found, 2)}")
+    assert abs(np.mean(found) - 4.0) + 2 * sem < 0.3 * 4.0
 
 
 def test_the_ema_reference_follows_and_is_what_is_paid() -> None:

@@ -141,7 +141,7 @@ def test_data_in_a_file_goes_on_by_itself(tmp_path: Path) -> None:
     [
         ({}, "SFT expected data=, demonstrations to imitate"),
         ({"data": []}, "has no rows"),
-        ({"data": [{"text": "a" * 128}]}, "1 of 1 demonstrations have more than 128 tokens: row 0 has 129"),
+        ({"data": [{"text": "a" * 128}]}, "1 of 1 rows of the demonstrations are too long: row 0 has 129 tokens"),
         ({"data": ROWS, "eval_data": [{"text": ""}]}, "row 0 has a text that is empty"),
         ({"data": ROWS, "micro_batch_size": 0}, "micro_batch_size expected 1"),
     ],

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from lm_gym.reward_models.bradley_terry import RewardModelConfig
 from lm_gym.reward_models.bt_losses import (
     centring_penalty,
     comparison_loss,
@@ -115,3 +116,13 @@ def test_an_annotator_who_never_errs_has_an_interval_that_ends():
     d = torch.tensor([3.0, -3.0, 2.0, -2.0] * 50)
     found = estimate(CommonParameters(None, "accuracy", ("a", "b")), d, (d > 0).float(), torch.arange(200) % 2)
     assert all(math.isfinite(e.high) and e.low < e.value < e.high for e in found)
+
+
+@pytest.mark.parametrize(
+    ("option", "wrong", "near"), [("annotators", "scal", "scale"), ("ties", "rao_kupper", "rao-kupper")]
+)
+def test_a_word_that_is_nearly_known_is_refused_and_not_left_out(option, wrong, near):
+    with pytest.raises(ValueError, match=f"{option} expected one of .*got '{wrong}'; did you mean '{near}'"):
+        RewardModelConfig(**{option: wrong})
+    with pytest.raises(ValueError, match=f"did you mean '{near}'"):
+        CommonParameters(**{"ties": None, "annotators": None, option: wrong}, names=("a",))
