@@ -200,7 +200,7 @@ def _said(call: Call, settings: Any, done: Any) -> str:
         untuned = [name for name in settings.agents if name not in counts]
         fewer = [f"{name} {count}" for name, count in counts.items() if count < settings.tune_trials]
         lines.append(
-            f"Tuned by {settings.tune_trials} trials of {settings.total_tokens:,} tokens for each agent on each "
+            f"Tuned by {settings.tune_trials} trials of about {settings.total_tokens:,} tokens for each agent on each "
             "problem, with seeds from 10,000 on and, where there are many prompts, others than the final runs have"
             + (f"; fewer: {', '.join(fewer)}" if fewer else "")
             + (f"; nothing to tune: {', '.join(untuned)}" if untuned else "")
