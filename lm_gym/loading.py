@@ -158,8 +158,8 @@ def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
     folder = Path(tokenizer)
     if words == 0 or (words == 1 and folder.is_dir() and not any("token" in file.name for file in folder.iterdir())):
         raise ValueError(
-            f"{what}: the tokenizer at {str(tokenizer)!r} has no vocabulary, only special tokens: there are no files of "
-            "one, or they are empty; pass tokenizer="
+            f"{what}: the tokenizer at {str(tokenizer)!r} has no vocabulary, only special tokens: there are no files "
+            "of one, or they are empty; pass tokenizer="
         )
     return found
 
