@@ -54,10 +54,11 @@ class Rows:
 
     def read(self, source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T]) -> list[tuple[str, T]]:
         """Where each usable row is, and what ``read`` makes of it; a row that is a ``kind`` already stays."""
-        items = read_items(source, what=self.what)
-        if not items:
+        broken: Callable[[str, str], None] = lambda where, why: self.wrong.append(f"{where} {why}")
+        items = read_items(source, what=self.what, broken=None if self.unusable == "error" else broken)
+        if not items and not self.wrong:
             raise ValueError(f"the {self.name} {source!r:.80} has no rows; expected at least one")
-        self.total = len(items)
+        self.total = len(items) + len(self.wrong)
         found: list[tuple[str, T]] = []
         rows, unread = layout_rows(self.what, items)
         self.wrong += [f"{where} {why}" for where, why in unread]

@@ -11,12 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging
 
-from lm_gym import flat_trunk
+from lm_gym import flat_trunk, models
 from lm_gym.forward import pad_texts
 from lm_gym.hooks import has_hooks
 
@@ -71,6 +71,31 @@ def check_model(lm: TransformersLM) -> None:
             f"model {lm.name!r} ({type(lm.causal_lm()).__name__}) cannot be used here: {problem}. To do: take a model "
             "of another class (docs/models.md lists those that were tried)"
         )
+
+
+@torch.no_grad()
+def check_critic(base: Any, lm: TransformersLM, what: str) -> None:
+    """Compare the states of a critic's trunk in a padded batch with plain forward passes of its own.
+
+    Args:
+        base: a ``transformers`` model without a head, in float32. lm: the policy, whose ids it reads. what: its name.
+
+    Raises:
+        ValueError: says how far they are apart, in standard deviations of a state.
+    """
+    texts = _texts(lm, 0, base.config)
+    ids, mask, wanted, width = _batch(lm, texts)
+    found: list[torch.Tensor] = []
+    problem = _failure(lambda: found.append(models.base_states(base, ids, mask, wanted, prompt_width=width)))
+    if problem is None:
+        plain = [base(input_ids=torch.tensor([t], device=lm.device)).last_hidden_state[0, n:] for t, n in texts]
+        own = torch.cat(plain)
+        off = float((found[0] - own).abs().max() / own.std())
+        problem = (
+            None if off <= TOLERANCE else f"states that are {off:.2g} standard deviations off its own forward pass"
+        )
+    if problem is not None:
+        raise ValueError(f"{what} cannot be used here: whole texts in a padded batch give {problem}")
 
 
 @torch.no_grad()
@@ -141,12 +166,12 @@ def _failure(run: Callable[[], None]) -> str | None:
     return None
 
 
-def _texts(lm: TransformersLM, seed: int) -> Texts:
+def _texts(lm: TransformersLM, seed: int, config: Any = None) -> Texts:
     """A short and a longer text; ids that mean nothing special, no random numbers."""
     special = {*lm.eos_ids, lm.pad_id, *(getattr(lm.tokenizer, "all_special_ids", None) or ())}
     size = min(lm.vocab_size, lm.input_size)
     ids = [i for i in (size * k // 97 for k in range(97)) if i not in special] or list(range(size))
-    config = lm.causal_lm().config.get_text_config(decoder=True)
+    config = (config or lm.causal_lm().config).get_text_config(decoder=True)
     windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
     windows.append((getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings"))  # longrope
     most = min(LONGEST_WINDOW, MOST_WORK / sum(p.numel() for p in lm.parameters()))
@@ -165,19 +190,25 @@ def _alone(lm: TransformersLM, texts: Texts) -> Found:
         yield i, slice(None), lm.trunk(ids, torch.ones_like(ids))[0]
 
 
+def _batch(lm: TransformersLM, texts: Texts) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """ids, mask and what is behind the prompts (B, P+T); P."""
+    ids, mask, answers = pad_texts([t[:n] for t, n in texts], [t[n:] for t, n in texts], lm.pad_id)
+    width = ids.shape[1] - answers.shape[1]
+    return ids, mask, torch.nn.functional.pad(answers, (width, 0)), width
+
+
 def _padded(lm: TransformersLM, texts: Texts) -> Found:
-    ids, mask, _ = pad_texts([t[:n] for t, n in texts], [t[n:] for t, n in texts], lm.pad_id)
+    ids, mask, _, _ = _batch(lm, texts)
     hidden = lm.trunk(ids.to(lm.device), mask.to(lm.device))
     for i in range(len(texts)):
         yield i, slice(None), hidden[i][mask[i].bool().to(lm.device)]
 
 
 def _flat(lm: TransformersLM, texts: Texts) -> Found:
-    ids, mask, answers = pad_texts([t[:n] for t, n in texts], [t[n:] for t, n in texts], lm.pad_id)
-    if not answers.any() or not flat_trunk.is_known(lm._base()):
+    ids, mask, wanted, width = _batch(lm, texts)
+    if not wanted.any() or not flat_trunk.is_known(lm._base()):
         return
-    width = ids.shape[1] - answers.shape[1]
-    hidden = lm.states(ids, mask, torch.nn.functional.pad(answers, (width, 0)), prompt_width=width)
+    hidden = lm.states(ids, mask, wanted, prompt_width=width)
     for i, (text, n) in enumerate(texts):
         yield i, slice(n, None), hidden[: len(text) - n]
         hidden = hidden[len(text) - n :]

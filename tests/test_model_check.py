@@ -15,9 +15,12 @@ from small_models import PROMPTS, gpt2, letter_reward, llama, small_env
 from transformers import T5Config, T5ForConditionalGeneration
 
 from lm_gym import flat_trunk, model_check, models, rows
+from lm_gym.agents import PPO
 from lm_gym.cli import main
 from lm_gym.loading import load_model
 from lm_gym.models import TransformersLM
+from lm_gym.preferences import Preference
+from lm_gym.reward_models import train_reward_model
 
 
 def model_of(name: str) -> Any:
@@ -105,6 +108,20 @@ def test_a_fault_is_named(fault: Any, words: str, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ValueError, match=words):  # remembered too
         TransformersLM(model, TOKENIZER, "wrong")
     assert looked_at == ["right", "wrong", "wrong"]  # with other texts, to be sure
+
+
+def test_a_critic_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, critic = str(tmp_path / "base"), str(tmp_path / "critic")
+    gpt2(len(TOKENIZER)).save_pretrained(base)
+    TOKENIZER.save_pretrained(base)
+    train_reward_model([Preference("ab", "c", "d")], model=base, held_out=0, epochs=1).save(critic)
+    env = small_env(model=base)
+    PPO(env, batch_size=8, minibatch_size=4, critic=critic)
+    wrong_activation(monkeypatch)
+    with pytest.raises(
+        ValueError, match=r"\(GPT2ForSequenceClassification\) cannot be used here.* standard deviations"
+    ):
+        PPO(env, batch_size=8, minibatch_size=4, critic=critic)
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3, 5])

@@ -93,7 +93,7 @@ def test_ids_without_an_embedding_are_named_where_they_come_in() -> None:
         SFT(env, data=data)
     with pytest.raises(ValueError, match=f"demonstration 0 {NO_EMBEDDING}"):
         PPO(env, ptx_coef=1.0, ptx_data=data)
-    with pytest.raises(ValueError, match=r"comparison 0, text 1 has the token '<tool>' of id 12"):
+    with pytest.raises(ValueError, match=r"comparison 0 text 1 has the token '<tool>' of id 12, and model 'bradley-t"):
         train_reward_model([Preference("a", "b", "<tool>")], model=grown(), held_out=0)
 
 
@@ -145,10 +145,11 @@ def test_an_exported_policy_says_what_the_agent_said(tmp_path: Path) -> None:
     assert abs(float(bare[start, completion.tokens[0]]) - found[0]) > 0.1
 
 
-def test_reward_models_on_a_trunk_whose_logits_are_changed() -> None:
+def test_reward_models_on_a_trunk_whose_logits_are_changed(tmp_path: Path) -> None:
     pairs = [Preference("ab", "c", "d"), Preference("ab", "e", "f")]
     lm = TransformersLM(model_of("gemma2"), TOKENIZER, "gemma2")
-    train_reward_model(pairs, model=lm, held_out=0, epochs=1)
+    fit = train_reward_model(pairs, model=lm, held_out=0, epochs=1)
+    assert fit.judge.name == "bradley-terry:gemma2" and fit.save(tmp_path).is_dir()
     for name in ("granite", "ctrl", "xglm"):
         with pytest.raises(ValueError, match=r"ForCausalLM|LMHeadModel.*a classifier of the last token's state") as e:
             scalar_model(TransformersLM(model_of(name), TOKENIZER, name))
