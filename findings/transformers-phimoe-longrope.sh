@@ -4,7 +4,7 @@
 # PhimoeRotaryEmbedding.forward is decorated with dynamic_rope_update, which puts the long frequencies into self.inv_freq
 # for a text beyond original_max_position_embeddings; but the forward computes its frequencies anew with
 # self.rope_init_fn(self.config), without a length, and so always takes the short ones. Only the scale (long_mscale)
-# switches. Phi3ForCausalLM with the same encoding is right. Nothing is said; texts beyond 4,096 tokens of the published
+# switches. Phi3ForCausalLM with the same encoding is right. No warning speaks of it; texts beyond 4,096 tokens of the published
 # Phi-3.5-MoE are encoded with factors that it was not trained with there.
 #
 # How much the logits change when long_factor is 32 in place of 2, original_max_position_embeddings being 16. Output seen:

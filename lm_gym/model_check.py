@@ -105,6 +105,8 @@ def _problem(lm: TransformersLM, seed: int) -> str | None:
     problem = _failure(lambda: own.extend(_own(lm, text) for text, _ in texts))
     if problem is not None:
         return f"its own forward pass over a text fails with {problem}"
+    if any(len(x) != len(text) for x, (text, _) in zip(own, texts, strict=True)):
+        return f"its own forward pass gives {len(own[0])} log-probs for a text of {len(texts[0][0])} tokens"
     if any(bool(x.isnan().any()) for x in own):
         return "its own forward pass gives log-probs that are no numbers (NaN)"
     for what, compute in PATHS:

@@ -49,6 +49,20 @@ def test_a_model_and_a_reference_of_other_vocabularies(tmp_path: Path) -> None:
         PPO(late, batch_size=8, minibatch_size=4)
 
 
+def test_texts_of_every_policy_end_where_the_problem_says(tmp_path: Path) -> None:
+    """The model ends its turns with a letter, too; the reference does not, and so neither view of the problem."""
+    model: Any = load_model(folder(tmp_path / "a", LETTERS))
+    model.model.generation_config.eos_token_id = [2, 3]
+    model.model.save_pretrained(tmp_path / "a")
+    assert load_model(tmp_path / "a").eos_ids == (2, 3)
+    env = small_env(model=str(tmp_path / "a"), reference=str(folder(tmp_path / "b", LETTERS, seed=1)))
+    with pytest.warns(UserWarning, match=r"texts end where the reference's do, at the ids \[2\]: \[3\], which end"):
+        agent = PPO(env, batch_size=32, minibatch_size=16)
+    rollout = agent.complete(["abc"] * 32)
+    assert any(3 in c.tokens[:-1] for c in rollout)
+    assert all(env.unwrapped.mdp.finish_reason(c.tokens) == c.finish_reason for c in rollout)  # type: ignore[attr-defined]
+
+
 def test_tokens_that_one_tokenizer_has_beyond_the_other_are_no_difference() -> None:
     a, b = tokenizer(LETTERS), tokenizer(LETTERS)
     b.add_tokens(["<tool>"])
