@@ -118,10 +118,11 @@ def demonstration_rows(ctx: Context) -> list[list[dict[str, Any]]]:
     items, unread = layout_rows(DEMONSTRATIONS, read_items(config.demonstrations, what=DEMONSTRATIONS))
     unread += [(where, "has no named columns") for where, row in items if not isinstance(row, Mapping)]
     if unread:
-        raise ValueError(
-            f"{len(unread)} of the demonstrations in {config.demonstrations} cannot be used: {' '.join(unread[0])}"
-        )
-    given = [dict(row) for _, row in items]
+        what = f"{len(unread)} of the demonstrations in {config.demonstrations} cannot be used: {' '.join(unread[0])}"
+        if config.agent.get("unusable") != "drop":
+            raise ValueError(f"{what} (sft.unusable=drop leaves them out)")
+        ctx.say(f"  {what}: left out")
+    given = [dict(row) for _, row in items if isinstance(row, Mapping)]
     kept = [row for row in given if plain_text(_asked(row)) not in evaluated]
     if len(kept) < len(given):
         ctx.say(f"  {len(given) - len(kept)} of {len(given)} demonstrations have evaluation prompts: left out")

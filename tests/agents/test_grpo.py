@@ -104,7 +104,13 @@ def test_it_goes_to_its_end_point() -> None:
 
 @pytest.mark.slow
 def test_its_end_point_to_the_digits() -> None:
-    exact_runs.assert_ends_at(GRPO, END)
+    """Strictly on-policy, one step a rollout, as the end point is defined: the expected gradient at π over texts of π.
+
+    With the default minibatches of 16 it comes to rest .0021 ± .0005 above (10 seeds), where a threshold of .002 is a
+    coin's throw: seven of eight steps a rollout are on texts of an older policy (k3 in the loss has no ratio), and each
+    averages an eighth of the texts. Smaller steps do not help: in minibatches of 64, a quarter of them ends at .0017.
+    """
+    exact_runs.assert_ends_at(GRPO, END, minibatch_size=None)
 
 
 @pytest.mark.slow

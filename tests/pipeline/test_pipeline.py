@@ -307,5 +307,12 @@ def test_few_demonstrations_are_all_taken(tmp_path: Path, asked: tuple[int, int]
     assert (len(train), len(held_out)) == parts
     assert {"prompt": "Go\n0", "completion": "x"} in train
     assert said[0] == "  2 of 22 demonstrations have evaluation prompts: left out"
+    path.write_text(json.dumps([*rows, "a text", {"conversations": [], "id": 1}]))
+    with pytest.raises(
+        ValueError, match="2 of the demonstrations .* cannot be used: shown.json, row 24 has conversations"
+    ):
+        demonstration_rows(ctx)  # type: ignore[arg-type]
+    config.agent["unusable"] = "drop"
+    assert demonstration_rows(ctx) == [train, held_out]  # type: ignore[arg-type]
     few = f"and there are 20 demonstrations: {parts[0]} are trained on, {parts[1]} held out"
     assert any(few in line for line in said) == (sum(asked) >= 64)
