@@ -53,7 +53,7 @@ for cls, config in ((YoutuForCausalLM, YoutuConfig(**sizes, **latent)), (LlamaFo
         model.save_pretrained(folder)
         saved = float(load_file(f"{folder}/model.safetensors")["model.embed_tokens.weight"][0, 0])
         loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
-    row = float(loaded.get_input_embeddings().weight[0, 0])
+    row = float(loaded.get_input_embeddings().weight.detach()[0, 0])
     with torch.no_grad():
         off = float((model(ids).logits - loaded(ids).logits).abs().max())
     print(f"{cls.__name__}: the file's row {saved:.1f}, the loaded model's {row:.1f}, logits differ by {off:.2f}")

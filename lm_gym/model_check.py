@@ -174,7 +174,8 @@ def _texts(lm: TransformersLM, seed: int, config: Any = None) -> Texts:
     size = min(lm.vocab_size, lm.input_size)
     ids = [i for i in (size * k // 97 for k in range(97)) if i not in special] or list(range(size))
     config = (config or lm.causal_lm().config).get_text_config(decoder=True)
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size")]
+    fields = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+    windows = [getattr(config, field, None) for field in fields]
     windows.append((getattr(config, "rope_parameters", None) or {}).get("original_max_position_embeddings"))  # longrope
     most = min(LONGEST_WINDOW, MOST_WORK / sum(p.numel() for p in lm.parameters()))
     passed = [w for w in windows if isinstance(w, int) and 0 < w <= most]

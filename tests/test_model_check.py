@@ -14,7 +14,7 @@ from model_classes import TABLE, TOKENIZER
 from small_models import PROMPTS, gpt2, letter_reward, llama, small_env
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lm_gym import flat_trunk, model_check, models, rows
+from lm_gym import fast_step, flat_trunk, model_check, models, rows
 from lm_gym.agents import PPO
 from lm_gym.cli import main
 from lm_gym.loading import load_model
@@ -122,6 +122,17 @@ def test_a_critic_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ValueError, match=r"\(GPT2ForSequenceClassification\) cannot be used here.* standard deviations"
     ):
         PPO(env, batch_size=8, minibatch_size=4, critic=critic)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"), [(flat_trunk, "the trunk that is written out here"), (fast_step, "rows that decode with one")]
+)
+def test_a_window_that_is_forgotten_is_named(module: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("mistral (window of 6)")
+    monkeypatch.setattr(model_check, "_found", {})
+    monkeypatch.setattr(module, "windows_of", lambda base: [None] * len(base.layers))
+    with pytest.raises(ValueError, match=f"{words}.* give log-probs that are"):
+        TransformersLM(model, TOKENIZER, "wide")
 
 
 @pytest.mark.parametrize("positions", [1, 2, 3, 5])
