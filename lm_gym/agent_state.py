@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -222,7 +223,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
         **{key: isinstance(state[key], dict) for key in ("config", "extra")},
         **{key: isinstance(state[key], str) for key in ("engine_rng", "rng", "reference", "prompts")},
         **{key: state[key] is None or isinstance(state[key], dict) for key in ("env", "kl_control", "reward_model")},
-        JUDGE: isinstance(state.get(JUDGE, ""), str),
+        JUDGE: JUDGE not in state or re.fullmatch("[0-9a-f]{16}", str(state[JUDGE])) is not None,
         "guard": state["guard"] is None or isinstance(state["guard"], dict),
         "kl_coef": numbers([state["kl_coef"]], 1) and state["kl_coef"] >= 0,
         "step_size_factor": numbers([state["step_size_factor"]], 1) and 0 < state["step_size_factor"] <= 1,

@@ -203,7 +203,7 @@ def test_a_metric_has_a_printable_name():
         log_metric("a\x1b[31m", 1.0)
         return [0.0, 0.0]
 
-    with pytest.raises(RewardModelError, match="expected a name in printable letters"):
+    with pytest.raises(RewardModelError, match="expected a name in printable characters"):
         score(judge)
 
 
