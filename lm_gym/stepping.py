@@ -82,7 +82,7 @@ class Stepper:
         self, mdp: AlignmentMDP, n: int, *, kl_mode: str | None, observation_mode: str, action_mode: str
     ) -> None:
         for name, value, known in (
-            ("kl_mode", kl_mode, (None, *KL_MODES)),
+            ("kl_mode", kl_mode or KL_MODES[0], KL_MODES),
             ("observation_mode", observation_mode, OBSERVATION_MODES),
             ("action_mode", action_mode, ACTION_MODES),
         ):

@@ -89,8 +89,8 @@ CLAIMS = [
     ({"intermediate_size": 10**9}, r"mlp.gate_proj.weight of shape \(1000000000, 32\)"),
     ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, and its files have \d+ tensors in all"),
     (
-        {"num_hidden_layers": 140, "intermediate_size": 480},
-        r"asks for 7,\d+,\d+ weights, and its files have",
+        {"num_hidden_layers": 40, "intermediate_size": 1600},
+        r"asks for 6,\d+,\d+ weights, and its files have",
     ),
 ]
 
