@@ -52,7 +52,7 @@ class DPOConfig(AgentConfig):
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     pairs: str | None = None
-    """Preference data: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id; in Python also a list or a
+    """Preference data: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder or a hub id; in Python also a list or a
     `Dataset`. None: pairs are drawn from the reference and labelled by the environment's reward."""
     unusable: str = "error"
     """Given rows that cannot be used: an "error", or "drop": they are left out, and a warning counts them."""

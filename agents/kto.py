@@ -51,7 +51,7 @@ class KTOConfig(AgentConfig):
     micro_batch_size: int | None = None
     """Texts a forward pass, the gradients adding up to the batch's; None: the batch. Saves memory only."""
     feedback: str | None = None
-    """Judged texts: a file (.jsonl, .json, .csv, .parquet), a folder or a hub id with `prompt`, `completion` and
+    """Judged texts: a file (.jsonl, .json, .csv, .tsv, .parquet), a folder or a hub id with `prompt`, `completion` and
     `label`; in Python also a list or a `Dataset`. None: drawn from the reference, labelled by the reward."""
     unusable: str = "error"
     """Given rows that cannot be used: an "error", or "drop": they are left out, and a warning counts them."""

@@ -36,7 +36,7 @@ class SFTConfig(AgentConfig):
     batch_size: int = 32
     """Texts an update."""
     data: str | None = None
-    """Demonstrations: a JSONL, JSON, CSV or Parquet file, or a hub id; in Python also a list or a `Dataset`."""
+    """Demonstrations: a JSONL, JSON, CSV, TSV or Parquet file, or a hub id; in Python also a list or `Dataset`."""
     eval_data: str | None = None
     """Held-out demonstrations, for eval/loss and eval/perplexity; None: none."""
     unusable: str = "error"

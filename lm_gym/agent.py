@@ -29,7 +29,7 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
-from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_model
+from lm_gym.rewards import prepare_reward_model, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
@@ -221,8 +221,10 @@ class LMAgent:
             if out is not None:
                 out = stack.enter_context(run_folder.taken(self, Path(out), resume))
             keep_freed_memory()
-            if out is not None or reward_state(self.mdp.reward_model) is not None:
-                _ = self.mdp.reward_hash  # as it is before it learns
+            judge = self.mdp.reward_model
+            lasting = callable(getattr(judge, "fingerprint", None)) and not callable(getattr(judge, "update", None))
+            if out is not None or not lasting:
+                _ = self.mdp.reward_hash  # as it is before it is used: its attributes may change
             if self.updates == 0:
                 prepare_reward_model(self.mdp.reward_model, self.mdp)
             self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,10 +33,9 @@ STATE_KEYS = (
         "schedule",
     ),
     *("engine_rng", "rng", "env", "reference", "score_scale", "kl_control", "reward_model", "guard", "extra"),
+    "reward_model_hash",
 )
 """What ``state.json`` of a checkpoint must hold."""
-JUDGE = "reward_model_hash"
-"""What it may hold beside: earlier versions did not write it."""
 GUARD = "guard_"
 """Before the name of a group: the guard's last good one."""
 
@@ -124,7 +124,7 @@ def save(agent: LMAgent, folder: str | Path) -> Path:
         "score_scale": None if agent.score_scale is None else list(agent.score_scale),
         "kl_control": None if control is None else control.state_dict(),
         "reward_model": reward_state(agent.mdp.reward_model),
-        JUDGE: agent.mdp.reward_hash,
+        "reward_model_hash": agent.mdp.reward_hash,
         "guard": None if guard is None else guard[0],
         "extra": agent.extra_state(),
     }
@@ -165,7 +165,7 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     agent.step_size_factor = float(state["step_size_factor"])
     scale = state["score_scale"]
     agent.score_scale = None if scale is None else (float(scale[0]), float(scale[1]))
-    agent.other_judge = state.get(JUDGE, agent.mdp.reward_hash) != agent.mdp.reward_hash
+    agent.other_judge = state["reward_model_hash"] != agent.mdp.reward_hash
     load_reward_state(agent.mdp.reward_model, state["reward_model"])
     try:
         if state["prompts"] == agent.mdp.prompts_hash:
@@ -208,7 +208,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
     missing += [f"{name}.safetensors" for name in ("policy", "optimizer") if name not in groups]
     if missing:
         raise ValueError(f"checkpoint {path} is damaged: {missing} are missing")
-    if odd := sorted(set(state) - {*STATE_KEYS, JUDGE}):
+    if odd := sorted(set(state) - set(STATE_KEYS)):
         raise ValueError(f"checkpoint {path}: state.json has {odd}, which no agent saves")
 
     def count(x: Any) -> bool:
@@ -222,7 +222,7 @@ def _check_state(state: Mapping[str, Any], groups: Mapping[str, Any], path: Path
         **{key: isinstance(state[key], dict) for key in ("config", "extra")},
         **{key: isinstance(state[key], str) for key in ("engine_rng", "rng", "reference", "prompts")},
         **{key: state[key] is None or isinstance(state[key], dict) for key in ("env", "kl_control", "reward_model")},
-        JUDGE: isinstance(state.get(JUDGE, ""), str),
+        "reward_model_hash": re.fullmatch("[0-9a-f]{16}", str(state["reward_model_hash"])) is not None,
         "guard": state["guard"] is None or isinstance(state["guard"], dict),
         "kl_coef": numbers([state["kl_coef"]], 1) and state["kl_coef"] >= 0,
         "step_size_factor": numbers([state["step_size_factor"]], 1) and 0 < state["step_size_factor"] <= 1,

@@ -49,6 +49,7 @@ def rollout_for_update(agent: LMAgent) -> tuple[Rollout, dict[str, float]]:
             seed=agent._reset_seed,
             prompts=grouped,
             hidden=True,
+            trainer_state=agent.state,
         )
         agent._reset_seed = None
         completions, scored = stepped.completions, stepped.scored

@@ -14,9 +14,10 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 
 OTHER_NAMES = {
     **dict.fromkeys(("human", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "chatgpt", "bot", "chatbot", "ai", "model"), "assistant"),
+    **dict.fromkeys(("gpt", "chatgpt", "bing", "bard", "bot", "chatbot", "ai", "model"), "assistant"),
+    "observation": "tool",
 }
-"""What data sets also call a user and an assistant (ShareGPT, OpenAssistant, Gemma), in small letters."""
+"""What data sets also call a user, an assistant and a tool (ShareGPT, OpenAssistant, Gemma), in small letters."""
 
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 """Columns that also go to the chat template of a conversational prompt, as in TRL."""
@@ -145,7 +146,7 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
         if role not in ROLES and not any(quote + role + quote in template for quote in "'\""):
             raise ValueError(
                 f"has message {index} with the role {role!r}; expected one of {', '.join(ROLES)}, or a role that the "
-                f"chat template names ({', '.join(sorted(OTHER_NAMES))} are read as user and assistant)"
+                f"chat template names ({', '.join(sorted(OTHER_NAMES))} are read as user, assistant and tool)"
             )
         if not isinstance(content, (str, Mapping)):
             raise ValueError(f"has message {index} with content that is no text: {content!r:.60}")

@@ -86,6 +86,7 @@ def step_texts(
     seed: int | None = None,
     prompts: Sequence[Prompt] | None = None,
     hidden: bool = False,
+    trainer_state: Any = None,
 ) -> Stepped:
     """At least ``count`` whole texts by stepping a wrapped environment with the policy.
 
@@ -98,11 +99,12 @@ def step_texts(
         prompts: ``count`` prompts, in the order that the texts come back in; the rows must share them evenly. None:
             the environment draws them.
         hidden: also the reference's hidden states, the exact KL and the entropy.
+        trainer_state: handed to the reward model.
     """
     base, _ = unwrap(env)
     stepper = base.stepper
     before = stepper.named_kl_mode, stepper.kl_coef
-    stepper.named_kl_mode, stepper.kl_coef = kl_mode, kl_coef
+    stepper.named_kl_mode, stepper.kl_coef, stepper.trainer_state = kl_mode, kl_coef, trainer_state
     if prompts is not None:
         rows = getattr(env, "num_envs", 1)
         if len(prompts) % rows:
@@ -116,7 +118,7 @@ def step_texts(
         stepped = _Collection(inside, policy, generator).run(count, seed)
     finally:
         stepper.named_kl_mode, stepper.kl_coef = before
-        stepper.plans = {}
+        stepper.plans, stepper.trainer_state = {}, None
     if prompts is not None and [c.prompt for c in stepped.completions] != list(prompts):
         raise ValueError("a wrapper reset the environment between episodes: groups of texts expected their own prompts")
     if hidden:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from lm_gym.layout_rows import layout_rows
 from lm_gym.prompt_sources import read_items
 from lm_gym.prompts import SHOWN
 
@@ -53,12 +54,15 @@ class Rows:
 
     def read(self, source: Any, read: Callable[[Mapping[str, Any]], T], kind: type[T]) -> list[tuple[str, T]]:
         """Where each usable row is, and what ``read`` makes of it; a row that is a ``kind`` already stays."""
-        items = read_items(source, what=self.what)
-        if not items:
+        broken: Callable[[str, str], None] = lambda where, why: self.wrong.append(f"{where} {why}")
+        items = read_items(source, what=self.what, broken=None if self.unusable == "error" else broken)
+        if not items and not self.wrong:
             raise ValueError(f"the {self.name} {source!r:.80} has no rows; expected at least one")
-        self.total = len(items)
+        self.total = len(items) + len(self.wrong)
         found: list[tuple[str, T]] = []
-        for where, item in items:
+        rows, unread = layout_rows(self.what, items)
+        self.wrong += [f"{where} {why}" for where, why in unread]
+        for where, item in rows:
             with self.row(where):
                 if isinstance(item, kind):
                     found.append((where, item))

@@ -24,6 +24,7 @@ from typing import Any
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation, ends_of
 from lm_gym.data_rows import Rows, shorten
+from lm_gym.layout_rows import DEMONSTRATIONS
 from lm_gym.positions import because
 from lm_gym.prompts import kind_problem, prompt_start
 
@@ -62,8 +63,9 @@ def load_demonstrations(
     """Read demonstrations and tokenize them as a policy would write them.
 
     Args:
-        source: a list of rows or of `Demonstration`, a `datasets.Dataset`, a `.jsonl`, `.json`, `.csv` or `.parquet`
-            file, a folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`.
+        source: a list of rows or of `Demonstration`, a `datasets.Dataset`, a file of `lm_gym.data_files.TABLES`, a
+            folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`. Rows may also be in a
+            layout of `lm_gym.layouts`; those that say that their answer was rejected are left out.
         tokenizer: of transformers, with a chat template for conversations; None: only a list of `Demonstration`.
         eos_ids: every id that ends a text of the model (`lm.eos_ids`); None: the tokenizer's EOS alone.
         max_tokens: the longest text allowed, in tokens.
@@ -74,7 +76,7 @@ def load_demonstrations(
     Raises:
         ValueError: no such source, or rows that are no demonstrations, or too long (names them and what is wrong).
     """
-    rows = Rows("demonstrations", unusable=unusable, too_long=too_long, max_length=max_tokens)
+    rows = Rows(DEMONSTRATIONS, unusable=unusable, too_long=too_long, max_length=max_tokens)
     return read_demonstrations(source, tokenizer, eos_ids, rows)
 
 

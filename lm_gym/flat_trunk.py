@@ -179,7 +179,8 @@ class FlatTexts:
     def _attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None) -> torch.Tensor:
         if self.prompts is None:
             mask = None if window is None else _band(self.texts.longest, window, q.device)
-            return _attention(self.texts, q, *(self.texts.side_by_side(x) for x in (k, v)), mask)
+            keys, values = self.texts.side_by_side(k), self.texts.side_by_side(v)
+            return _attention(self.texts, q, keys, values, mask)
         n, p = self.prompts.total, self.prompts.longest
         k_head, v_head = (self.prompts.side_by_side(x[:n]) for x in (k, v))
         mask = None if window is None else _band(p, window, q.device)

@@ -127,8 +127,8 @@ class KLControl:
         if self.ema is not None:
             exact, slow = self.agent.optimizer.values(), self.ema_values()
             with torch.no_grad():
-                for name, fast in self.agent.policy.lm.named_parameters():
-                    fast = exact.get(f"lm.{name}", fast)  # the optimizer's float32 copy, where it has one
+                for name, p in self.agent.policy.lm.named_parameters():
+                    fast = exact.get(f"lm.{name}", p)  # the optimizer's float32 copy, where it has one
                     slow[name].lerp_(fast.float(), 1.0 - self.config.ema_decay)
             self.round_ema()
         if self.adaptive is not None and rollout.ref_logprobs is not None:

@@ -150,9 +150,18 @@ def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
     refuse_missing_path(str(tokenizer), what)
     try:
         with LOADING:
-            return AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
+            found = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
     except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
         raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({_first_line(e)}); pass tokenizer=") from e
+    # where a folder has no tokenizer's files, transformers makes one of special tokens alone (for T5 with one word)
+    words = len(set(found.get_vocab()) - set(found.all_special_tokens)) if len(found) < 1000 else 1000
+    folder = Path(tokenizer)
+    if words == 0 or (words == 1 and folder.is_dir() and not any("token" in file.name for file in folder.iterdir())):
+        raise ValueError(
+            f"{what}: the tokenizer at {str(tokenizer)!r} has no vocabulary, only special tokens: there are no files "
+            "of one, or they are empty; pass tokenizer="
+        )
+    return found
 
 
 def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:

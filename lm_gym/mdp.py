@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -191,6 +192,15 @@ class AlignmentMDP:
                     f"{self.reference.vocab_size} tokens"
                 )
             self._check_vocabulary(policy.tokenizer)
+            more = sorted(set(policy.eos_ids) - set(self.reference.eos_ids))
+            if more:
+                warnings.warn(
+                    f"texts end where the reference's do, at the ids {list(self.reference.eos_ids)}: {more}, which end "
+                    "those of the model, do not. Add them to generation_config.eos_token_id of the reference if they "
+                    "are to end texts",
+                    stacklevel=3,
+                )
+            policy.eos_ids = self.reference.eos_ids
         policy.eval()
         shared = set() if share is None or not self.shares_model else {id(p) for p in share(self.reference)}
         for p in policy.parameters():

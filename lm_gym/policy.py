@@ -18,6 +18,7 @@ from lm_gym.extras import install_command
 from lm_gym.forward import response_states
 from lm_gym.loading import Unloadable, pretrained, tokenizer_of
 from lm_gym.mdp import AlignmentMDP
+from lm_gym.model_check import check_critic
 from lm_gym.models import Below, CausalLM, TransformersLM, base_states, different_tokens
 from lm_gym.positions import because, hard_limit
 
@@ -87,6 +88,8 @@ def critic_from_reward_model(path: str, lm: CausalLM, longest: int = 1) -> Criti
         )
     model.eval().to(lm.device)
     base = getattr(model, model.base_model_prefix)
+    if isinstance(lm, TransformersLM):
+        check_critic(base, lm, f"critic {path!r} ({type(model).__name__})")
     head = nn.Linear(score.in_features, 1).to(lm.device)
     with torch.no_grad():
         head.weight.copy_(score.weight)

@@ -31,7 +31,7 @@ class TextLimit(int):
         return TextLimit(int(self) - other, self.why)
 
 
-def because(limit: int) -> str:
+def because(limit: int | None) -> str:
     """What an error that names ``limit`` adds behind it: the reason, in brackets, where there is one to tell."""
     why = getattr(limit, "why", "")
     return f" ({why})" if why else ""

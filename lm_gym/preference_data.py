@@ -210,6 +210,6 @@ def write_preferences(path: str | Path, preferences: Sequence[Preference]) -> Pa
         row |= {n: v for n in ("margin", "annotator") if (v := getattr(preference, n)) is not None}
         if twice := sorted(set(row) & set(preference.columns)):
             raise ValueError(f"columns {twice} have names that preference data uses itself; rename them")
-        lines.append(json.dumps(row | dict(preference.columns), ensure_ascii=False) + "\n")
+        lines.append(json.dumps(row | dict(preference.columns), ensure_ascii=False, default=str) + "\n")
     write_atomically(Path(path), "".join(lines))
     return Path(path)

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation
 from lm_gym.data_rows import Rows
+from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS
 from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
 
@@ -70,8 +71,9 @@ def load_preferences(source: Any, *, unusable: str = "error") -> list[Preference
     """Read pairs.
 
     Args:
-        source: a list of rows or of `Preference`, a `datasets.Dataset`, a `.jsonl`, `.json`, `.csv` or `.parquet` file,
-            a folder that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`.
+        source: a list of rows or of `Preference`, a `datasets.Dataset`, a file of `lm_gym.data_files.TABLES`, a folder
+            that `Dataset.save_to_disk` wrote, or a hub id `org/name[:config][:split]`. Rows may also be in a layout of
+            `lm_gym.layouts`.
         unusable: "error" refuses data with rows that are no preferences; "drop" leaves them out, and a warning counts
             them.
 
@@ -84,17 +86,17 @@ def load_preferences(source: Any, *, unusable: str = "error") -> list[Preference
         ValueError: no such source, no rows, or rows that are no preferences (names them and what is wrong).
         TypeError: `source` is none of the kinds above.
     """
-    return _load(source, preference_of, Preference, "preference data", unusable)
+    return _load(source, preference_of, Preference, PAIRS, unusable)
 
 
 def load_feedback(source: Any, *, unusable: str = "error") -> list[Feedback]:
     """Read single completions with a boolean `label`; source and errors as in `load_preferences`."""
-    return _load(source, feedback_of, Feedback, "feedback data", unusable)
+    return _load(source, feedback_of, Feedback, FEEDBACK, unusable)
 
 
 def load_rankings(source: Any, *, unusable: str = "error") -> list[Ranking]:
     """Read rankings; source and errors as in `load_preferences`."""
-    return _load(source, _ranking, Ranking, "ranking data", unusable)
+    return _load(source, _ranking, Ranking, RANKINGS, unusable)
 
 
 def tokenize(
@@ -153,11 +155,19 @@ def preference_of(row: Mapping[str, Any]) -> Preference:
     """A row as a pair; a ValueError begins with a verb, so that the row can stand before it."""
     _need(row, "chosen", "rejected")
     chosen, rejected = row["chosen"], row["rejected"]
-    if row.get("prompt") is None:
+    prompt = row.get("prompt")
+    # The prompt of UltraFeedback and others is the text of a message that the conversations begin with.
+    if prompt is None or (isinstance(prompt, str) and _spoken(chosen) and _spoken(rejected)):
         _check(chosen=chosen, rejected=rejected)
-        prompt, chosen, rejected = _split(_in_one_form(chosen), _in_one_form(rejected))
-    else:
-        prompt = row["prompt"]
+        try:
+            prompt, chosen, rejected = _split(_in_one_form(chosen), _in_one_form(rejected))
+        except ValueError as error:
+            if prompt is None:
+                raise
+            raise ValueError(
+                "has a prompt that is a text, and conversations that do not begin with the same message and then "
+                "differ; give the prompt as messages"
+            ) from error
     _check(prompt=prompt, chosen=chosen, rejected=rejected)
     prompt, chosen, rejected = map(_in_one_form, (prompt, chosen, rejected))
     if behind(prompt, chosen) is not chosen and behind(prompt, rejected) is not rejected:
@@ -215,6 +225,10 @@ def _ranking(row: Mapping[str, Any]) -> Ranking:
     )
 
 
+def _spoken(text: Any) -> bool:
+    return isinstance(text, (list, tuple))
+
+
 def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
     """The prompt that both begin with, and what is left of each."""
     same = next((i for i, (a, b) in enumerate(zip(chosen, rejected)) if a != b), min(len(chosen), len(rejected)))
@@ -225,6 +239,8 @@ def _split(chosen: Text, rejected: Text) -> tuple[Text, Text, Text]:
             same -= 1
         while same and chosen[same - 1] == " ":  # the space belongs to the first word of the completion
             same -= 1
+    elif same == min(len(chosen), len(rejected)):  # one goes on where the other ends, which is an answer too
+        same = max(0, same - 1)
     prompt, left, right = chosen[:same], chosen[same:], rejected[same:]
     if not prompt or not left or not right:
         raise ValueError(

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
-import io
-import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lm_gym.data_files import SUFFIXES, TABLES, Broken, Item, kinds, names_a_file, read_file
+from lm_gym.layout_rows import PROMPTS, layout_rows
 from lm_gym.local_paths import refuse_missing_path
 
 TINY_KINDS = ("reviews", "questions", "requests", "all")
 TINY_SPLITS = ("train", "test")
-SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
-TABLES = (".jsonl", ".json", ".csv", ".parquet")
-"""Files whose rows have named columns, as `read_items` takes them."""
-
-Item = tuple[str, Any]
-"""Where a row is, for errors, and what stands there."""
 
 
 @dataclass(frozen=True)
@@ -37,30 +30,30 @@ def read_rows(source: Any) -> list[Row]:
     """The rows of any source that `lm_gym.prompts.load_prompts` takes."""
     if isinstance(source, str) and (source == "tiny" or source.startswith("tiny:")):
         return [_row(item, where) for where, item in _from_tiny(source)]
-    if hasattr(source, "column_names"):
-        names = source.column_names
-        if names is not None and not isinstance(names, Mapping) and "prompt" not in names and len(source):
-            raise ValueError(f"the dataset has no column 'prompt', only {_listed(names)}. {_advice(list(names))}")
     if isinstance(source, (list, tuple)):
         _refuse_one_conversation(source)
-    return [_row(item, where) for where, item in read_items(source, what="prompt source", suffixes=SUFFIXES)]
+    rows, unread = layout_rows(PROMPTS, read_items(source, what=PROMPTS, suffixes=SUFFIXES))
+    for where, why in unread:
+        raise ValueError(f"{where} {why}")
+    return [_row(item, where) for where, item in rows]
 
 
-def read_items(source: Any, *, what: str, suffixes: Sequence[str] = TABLES) -> list[Item]:
+def read_items(source: Any, *, what: str, suffixes: Sequence[str] = TABLES, broken: Broken | None = None) -> list[Item]:
     """Where each row is, and the row, of a list, a `datasets.Dataset`, a file, a folder of one, or a hub id.
 
     Args:
         what: the source's name in errors ("preference data").
         suffixes: of the files that are taken.
+        broken: is told of rows of a file that cannot be read; None: they are an error.
 
     Raises:
         ValueError: there is no such source, or a file of it is broken (names the line).
         TypeError: `source` is none of these kinds.
     """
     if isinstance(source, Path):
-        return _from_path(source, suffixes)
+        return _from_path(source, suffixes, broken)
     if isinstance(source, str):
-        return _from_name(source, what, suffixes)
+        return _from_name(source, what, suffixes, broken)
     if hasattr(source, "column_names"):  # a datasets.Dataset, recognised without importing datasets
         return _from_dataset(source, what)
     if isinstance(source, Mapping):
@@ -90,21 +83,24 @@ def _row(item: Any, where: str) -> Row:
     if not isinstance(item, Mapping):
         return Row(where, item)
     if "prompt" not in item:
-        raise ValueError(f"{where} has no column 'prompt', only {_listed(item)}. {_advice(list(item))}")
+        raise ValueError(f"{where} has no column 'prompt', only {_listed(item)}. {_advice(item)}")
     return Row(where, item["prompt"], {key: value for key, value in item.items() if key != "prompt"})
 
 
-def _advice(names: Sequence[str]) -> str:
-    """What to do about rows without `prompt`, for the formats of TRL that have none."""
-    if {"chosen", "rejected"} <= set(names):
+def _advice(row: Mapping[str, Any]) -> str:
+    """What to do about a row without `prompt`, in words that are true of a file and of Python objects."""
+    if {"chosen", "rejected"} <= set(row):
         return (
-            "These are preference pairs whose prompt is the common beginning of both (an implicit prompt): split it "
-            "off first, for example dataset.map(trl.extract_prompt)"
+            "These are preference pairs whose prompt is the common beginning of both (an implicit prompt): write it "
+            "into a column 'prompt' first, as trl.extract_prompt does in Python"
         )
-    if "messages" in names:
+    if "messages" in row:
         return "These are whole conversations: put the messages before the answer into a column 'prompt'"
-    near = difflib.get_close_matches("prompt", list(names), n=1, cutoff=0.5)
-    near = near or [name for name in ("text", "question", "query", "instruction", "input") if name in names]
+    if {"instruction", "input"} <= set(row):
+        return "Join 'instruction' and 'input' in a column 'prompt'"
+    texts = [name for name, value in row.items() if isinstance(value, (str, list))]
+    near = difflib.get_close_matches("prompt", texts, n=1, cutoff=0.5)
+    near = near or [name for name in ("text", "question", "query", "instruction", "input") if name in texts]
     return f"Rename {near[0]!r} to 'prompt'" if near else "Give the text to be continued in a column 'prompt'"
 
 
@@ -117,14 +113,14 @@ def _from_dataset(dataset: Any, what: str, label: str = "row") -> list[Item]:
     return [(f"{label} {index}", item) for index, item in enumerate(dataset)]
 
 
-def _from_name(name: str, what: str, suffixes: Sequence[str]) -> list[Item]:
+def _from_name(name: str, what: str, suffixes: Sequence[str], broken: Broken | None) -> list[Item]:
     path = Path(name).expanduser()
-    if path.exists() or path.suffix.lower() in suffixes:
-        return _from_path(path, suffixes)
+    if path.exists() or names_a_file(path, suffixes):
+        return _from_path(path, suffixes, broken)
     refuse_missing_path(name.split(":")[0], what)
     if re.match(r"[\w.-]+/[\w.-]+(:|$)", name):
         return _from_hub(name, what)
-    files = ", ".join(suffixes)
+    files = kinds(suffixes)
     if what != "prompt source":
         raise ValueError(f"there is no {what} {name!r}. Expected a file ({files}) or a hub id 'org/name'")
     known = [f"tiny:{kind}" for kind in TINY_KINDS]
@@ -168,20 +164,13 @@ def _from_hub(name: str, what: str) -> list[Item]:
     return _from_dataset(dataset, what, f"row of {name}")
 
 
-def _from_path(path: Path, suffixes: Sequence[str]) -> list[Item]:
+def _from_path(path: Path, suffixes: Sequence[str], broken: Broken | None) -> list[Item]:
     path = path.expanduser()
     if path.is_dir():
         return _from_folder(path)
     if not path.is_file():
         raise ValueError(f"there is no file {path} (looked in {Path.cwd()})")
-    readers = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".txt": _txt, ".parquet": _parquet}
-    suffix = path.suffix.lower()
-    if suffix not in suffixes:
-        raise ValueError(
-            f"{path} ends in {suffix!r}; expected {', '.join(suffixes)}. For another format give the dataset itself, "
-            "such as datasets.load_dataset('parquet', data_files=...)['train']"
-        )
-    return list(readers[suffix](path))
+    return read_file(path, suffixes, broken)
 
 
 def _from_folder(path: Path) -> list[Item]:
@@ -193,80 +182,6 @@ def _from_folder(path: Path) -> list[Item]:
     import datasets
 
     return _from_dataset(datasets.load_from_disk(str(path)), "folder")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Line number (from 1) and text of every line. Only a line feed ends a line."""
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        try:
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path}, line {number}: byte {line[error.start]:#04x} at column {error.start + 1} is not UTF-8; save "
-                "the file as UTF-8"
-            ) from error
-        yield number, text
-
-
-def _full_lines(path: Path) -> Iterator[tuple[int, str]]:
-    return ((number, text) for number, text in _lines(path) if text.strip())
-
-
-def _txt(path: Path) -> Iterator[Item]:
-    for number, text in _full_lines(path):
-        yield f"{path.name}, line {number},", text
-
-
-def _jsonl(path: Path) -> Iterator[Item]:
-    for number, text in _full_lines(path):
-        where = f"{path.name}, line {number},"
-        try:
-            item = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} is not JSON: {error.msg} at column {error.colno}: {text[:80]!r}") from error
-        yield where, item
-
-
-def _json(path: Path) -> Iterator[Item]:
-    for _ in _lines(path):
-        pass  # names the line that is not UTF-8
-    try:
-        items = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path}, line {error.lineno}: not JSON: {error.msg}; a file of one row a line is named .jsonl"
-        ) from error
-    if not isinstance(items, list):
-        raise ValueError(f"{path} holds a {type(items).__name__}; expected a list of rows")
-    for index, item in enumerate(items):
-        yield f"{path.name}, row {index}", item
-
-
-def _csv(path: Path) -> Iterator[Item]:
-    text = "".join(f"{line}\n" for _, line in _lines(path))
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for item in reader:
-            where = f"{path.name}, line {reader.line_num},"
-            if None in item or None in item.values():
-                raise ValueError(
-                    f"{where} has another number of fields than the header {reader.fieldnames}; quote commas"
-                )
-            yield where, item
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
-
-
-def _parquet(path: Path) -> Iterator[Item]:
-    import pyarrow  # comes with datasets
-    import pyarrow.parquet
-
-    try:
-        items = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
-    for index, item in enumerate(items):
-        yield f"{path.name}, row {index}", item
 
 
 def _listed(names: Iterable[str]) -> str:

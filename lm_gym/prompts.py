@@ -68,7 +68,7 @@ def load_prompts(source: Any, tokenizer: Any, *, max_tokens: int | None = None) 
 
     Args:
         source: a list of texts, of dicts with the key `prompt`, or of lists of messages; a `datasets.Dataset`; the path
-            of a `.jsonl`, `.json`, `.csv` or `.txt` file (UTF-8) or of a folder that `Dataset.save_to_disk` wrote;
+            of a file of `lm_gym.data_files.SUFFIXES` (UTF-8) or of a folder that `Dataset.save_to_disk` wrote;
             `tiny:reviews`, `tiny:questions`, `tiny:requests` or `tiny:all`, with `:test` behind for the other split;
             a hub id, `org/name[:config][:split]` (split `train`).
         tokenizer: of transformers. A text is tokenized with its own rule for special tokens, less an end-of-text token

@@ -117,10 +117,8 @@ def _used(target: Any) -> Iterator[tuple[str, Any]]:
         if name in target.__globals__:
             value = target.__globals__[name]
             yield name, value
-            if inspect.ismodule(value):  # helpers.score(…)
-                yield from (
-                    (n, vars(value)[n]) for n in names if n in vars(value) and _folder(value) == _folder(target)
-                )
+            if inspect.ismodule(value) and _folder(value) == _folder(target):  # helpers.score(…)
+                yield from ((inner, vars(value)[inner]) for inner in names if inner in vars(value))
 
 
 def _folder(target: Any) -> str | None:

@@ -170,8 +170,6 @@ class _Collector:
         number = float(value)
         if not math.isfinite(number):
             raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a finite number")
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise ValueError(f"log_metric({name!r}, {value!r}) of {self.name}: expected a name in printable letters")
         self.metrics.setdefault(name, []).append(number)
         if self.forward is not None:
             self.forward(name, number)

@@ -82,7 +82,7 @@ class Stepper:
         self, mdp: AlignmentMDP, n: int, *, kl_mode: str | None, observation_mode: str, action_mode: str
     ) -> None:
         for name, value, known in (
-            ("kl_mode", kl_mode, (None, *KL_MODES)),
+            ("kl_mode", kl_mode or KL_MODES[0], KL_MODES),
             ("observation_mode", observation_mode, OBSERVATION_MODES),
             ("action_mode", action_mode, ACTION_MODES),
         ):
@@ -95,6 +95,8 @@ class Stepper:
             )
         self.mdp, self.n, self.lm = mdp, n, mdp.reference
         self.named_kl_mode, self.observation_mode, self.action_mode = kl_mode, observation_mode, action_mode
+        self.trainer_state: Any = None
+        """Handed to the reward model; an agent sets it while it steps."""
         self.kl_coef = mdp.kl_coef
         self.plans: dict[int, deque[Prompt]] = {}  # by row: prompts that its next episodes take, for groups of texts
         self.width = mdp.longest_prompt + mdp.max_new_tokens
@@ -323,7 +325,10 @@ class Stepper:
             return
         rows = list(out.reasons)
         scores, texts, extra, _ = self.mdp.judge(
-            [self._prompt(i) for i in rows], [self.tokens[i] for i in rows], list(out.reasons.values())
+            [self._prompt(i) for i in rows],
+            [self.tokens[i] for i in rows],
+            list(out.reasons.values()),
+            trainer_state=self.trainer_state,
         )
         out.ended[rows] = True
         out.scores[rows] = out.task[rows] = scores

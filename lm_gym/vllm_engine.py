@@ -21,6 +21,7 @@ from lm_gym.decoding import Completion, GenerationParams, finish_reason, restric
 from lm_gym.forward import by_length, pad_texts, response_hidden, token_logprobs
 from lm_gym.loading import load_model, quiet, resolve_dtype
 from lm_gym.models import CausalLM, TransformersLM
+from lm_gym.positions import because
 from lm_gym.reference_pass import SCORING_TOKENS
 from lm_gym.vllm_process import import_vllm, open_llm, process_as_it_was, release
 from lm_gym.vllm_weights import checksum, named_weights, save
@@ -95,7 +96,7 @@ class VLLMEngine:
                     model=folder,
                     skip_tokenizer_init=True,
                     dtype=lm.dtype if dtype is None else resolve_dtype(dtype),
-                    max_model_len=self.max_model_len,
+                    max_model_len=int(self.max_model_len),
                     max_num_seqs=rows,
                     enable_prefix_caching=prefix_caching,
                     gpu_memory_utilization=gpu_memory_utilization,
@@ -189,8 +190,8 @@ class VLLMEngine:
             raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
         if max(lengths) + params.max_new_tokens > self.max_model_len:
             raise ValueError(
-                f"vLLM expected at most max_model_len={self.max_model_len} tokens a text, got a prompt of "
-                f"{max(lengths)} and max_new_tokens={params.max_new_tokens}"
+                f"vLLM expected at most max_model_len={self.max_model_len} tokens a text{because(self.max_model_len)}, "
+                f"got a prompt of {max(lengths)} and max_new_tokens={params.max_new_tokens}"
             )
 
     def _decode(self, prompts: Sequence[Sequence[int]], params: GenerationParams, seeds: Sequence[int]) -> list[_Text]:

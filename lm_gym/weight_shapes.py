@@ -56,9 +56,9 @@ def oversized(auto: Any, source: str, **options: Any) -> str | None:
         have = shapes.get(name, shape)
         if _elements(shape) > SLACK * _elements(have) + SMALL:
             return f"its config.json asks for {name} of shape {shape}, and its files have it of shape {have}"
-    want, have = sum(map(_elements, wanted.values())), sum(map(_elements, shapes.values()))
-    if want > SLACK * have + SMALL:
-        return f"its config.json asks for {want:,} weights, and its files have {have:,}"
+    want, there = sum(map(_elements, wanted.values())), sum(map(_elements, shapes.values()))
+    if want > SLACK * there + SMALL:
+        return f"its config.json asks for {want:,} weights, and its files have {there:,}"
     return None
 
 

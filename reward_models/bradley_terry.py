@@ -161,6 +161,8 @@ def train_reward_model(
         raise ValueError("expected comparisons to train on, got none")
     model, tokenizer, rate = scalar_model(config.model, layers=config.layers, device=config.device)
     judge = Classifier(model, tokenizer=tokenizer, max_length=config.max_length)
+    if not isinstance(config.model, (str, Path)):  # a live one, which no file could name
+        config = dataclasses.replace(config, model=str(getattr(config.model, "name", type(config.model).__name__)))
     judge.name = f"bradley-terry:{config.model}"
     names = annotator_names(data)
     _check(data, names, config)

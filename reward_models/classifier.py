@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import inspect
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +24,7 @@ PROBE = (
 )
 """A long text and a short one: what padding does to the short one's score."""
 OUTPUTS = ("logit", "prob", "logprob")
-TEXTS = ("prompt+completion", "completion")
+TEXTS = ("prompt+completion", "completion", "pair")
 
 
 class Classifier:
@@ -32,7 +33,9 @@ class Classifier:
     Range: any number (`output="logit"`), [0, 1] (`prob`), (-inf, 0] (`logprob`).
 
     A plain prompt and completion are joined as they stand; a conversation goes through the chat template of the
-    classifier's tokenizer. A text that is longer than the classifier takes loses its beginning, with a warning.
+    classifier's tokenizer. A text that is longer than the classifier takes loses its beginning, with a warning. As a
+    pair (`[CLS] prompt [SEP] completion [SEP]`, by the tokenizer's own rule for two texts) the prompt loses its
+    beginning; where the completion alone is too long, the whole prompt goes, and the completion loses its end.
 
     Args:
         model: hub id or folder, or a live model of transformers (then `tokenizer` too): it is used, never copied.
@@ -40,7 +43,7 @@ class Classifier:
         label: name or number of the label that is the reward. None for a model with one logit, which needs none.
         output: "logit" as the model gives it; "prob" and "logprob" of the softmax over labels, or of the sigmoid where
             there is one logit or the model's problem type is multi-label.
-        text: "prompt+completion" or "completion".
+        text: "prompt+completion", "completion", or "pair" for a model that was trained on pairs of texts.
         batch_size: texts a forward.
         max_length: in tokens; None is the model's own limit.
         device: "auto" is CUDA where there is one. Ignored, as `dtype` is, for a live model.
@@ -84,10 +87,18 @@ class Classifier:
         # whether only texts of one length go together, since padding changes scores; None: not known yet
         self._equal_lengths = True if self._sparse else None
         self._warned = False
+        # BERT, DeBERTa, XLNet and others tell segments apart
+        self._segments = "token_type_ids" in inspect.signature(model.forward).parameters
+        if text == "pair" and tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add():
+            raise ValueError(
+                f"classifier: text=pair expected a tokenizer that writes something between two texts, and that of "
+                f"{self.name} joins them as they stand: use text=prompt+completion"
+            )
 
     @torch.inference_mode()
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
-        tokens = [self.tokens(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        read = [self._read(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        tokens, segments = [ids for ids, _ in read], [kinds for _, kinds in read]
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
         size = self.batch_size if self._pad is not None else 1  # without one, transformers takes no batch
         scores = [0.0] * len(tokens)
@@ -96,7 +107,7 @@ class Classifier:
         try:
             for start in range(0, len(order), size):
                 rows = order[start : start + size]
-                logits = self.logits([tokens[row] for row in rows])
+                logits = self.logits([tokens[row] for row in rows], [segments[row] for row in rows])
                 for row, score in zip(rows, self._chosen(logits).tolist(), strict=True):
                     scores[row] = score
         finally:
@@ -117,6 +128,14 @@ class Classifier:
         A conversation goes through the chat template, with the checks of :func:`lm_gym.chat.written`; a text that
         begins with BOS gets no second one.
         """
+        return self._read(prompt, completion, cut=cut, warn=warn)[0]
+
+    def _read(
+        self, prompt: Text, completion: Text, *, cut: bool = True, warn: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """:meth:`tokens`, and the segment of each, where the tokenizer tells segments apart."""
+        if self.text == "pair":
+            return self._pair(plain_text(prompt), plain_text(completion), cut=cut, warn=warn)
         if self.text == "prompt+completion" and not isinstance(completion, str):
             start = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
             if not getattr(self.tokenizer, "chat_template", None):
@@ -125,27 +144,46 @@ class Classifier:
         else:
             before = plain_text(prompt) if self.text == "prompt+completion" else ""
             text, special = before + plain_text(completion), True
-        return self._encoded(text, special=special, cut=cut, warn=warn) or [self._stand_in()]
+        found = self._encoded(text, special=special, cut=cut, warn=warn)
+        return found if found[0] else ([self._stand_in()], [])
 
-    def _encoded(self, text: str, *, special: bool, cut: bool, warn: bool) -> list[int]:
-        """Token ids, at most `max_length`: the end of a long text is kept, since it is what the policy wrote."""
-        ids = [int(token) for token in self.tokenizer(text, add_special_tokens=special)["input_ids"]]
-        ids = without_second_bos(text, ids, self.tokenizer)
+    def _encoded(self, text: str, *, special: bool, cut: bool, warn: bool) -> tuple[list[int], list[int]]:
+        """Ids and segments, at most `max_length`: the end of a long text is kept, since it is what the policy wrote."""
+        whole, segments = _plain(self.tokenizer(text, add_special_tokens=special))
+        ids = without_second_bos(text, whole, self.tokenizer)
         if not cut or self.max_length is None or len(ids) <= self.max_length:
-            return ids
-        if warn and not self._warned:
-            self._warned = True
-            warnings.warn(
-                f"{self.name}: a text of {len(ids)} tokens loses its beginning, the limit is {self.max_length} "
-                "(said once)",
-                stacklevel=2,
-            )
-        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, "left"
+            return ids, segments[len(whole) - len(ids) :]
+        if warn:
+            self._warn(len(ids), "a text", "loses its beginning")
+        return _plain(self._cut("left", True, text, add_special_tokens=special))
+
+    def _pair(self, first: str, second: str, *, cut: bool, warn: bool) -> tuple[list[int], list[int]]:
+        """Ids and segments of two texts, at most `max_length`."""
+        found = self.tokenizer(first, second)
+        over = 0 if self.max_length is None or not cut else len(found["input_ids"]) - self.max_length
+        if over > 0:
+            if warn:
+                self._warn(len(found["input_ids"]), "a pair", "loses the beginning of its prompt, or all of it")
+            if len(self.tokenizer(first, add_special_tokens=False)["input_ids"]) > over:
+                found = self._cut("left", "only_first", first, second)
+            else:
+                found = self._cut("right", "only_second", "", second)
+        return _plain(found)
+
+    def _cut(self, at: str, how: bool | str, *texts: str, **options: Any) -> Any:
+        side, self.tokenizer.truncation_side = self.tokenizer.truncation_side, at
         try:
-            kept = self.tokenizer(text, add_special_tokens=special, truncation=True, max_length=self.max_length)
+            return self.tokenizer(*texts, truncation=how, max_length=self.max_length, **options)
         finally:
             self.tokenizer.truncation_side = side
-        return [int(token) for token in kept["input_ids"]]
+
+    def _warn(self, length: int, what: str, loses: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.name}: {what} of {length} tokens {loses}, the limit is {self.max_length} (said once)",
+                stacklevel=2,
+            )
 
     def _stand_in(self) -> int:
         """What an empty text is given as, where the tokenizer adds no special token: a model cannot read no tokens."""
@@ -159,14 +197,17 @@ class Classifier:
         pad = self.model.config.get_text_config().pad_token_id
         return None if pad is None else int(pad)
 
-    def logits(self, tokens: list[list[int]]) -> Tensor:
-        """(B, labels) float32 of B texts, each as if it were alone."""
+    def logits(self, tokens: list[list[int]], segments: list[list[int]] | None = None) -> Tensor:
+        """(B, labels) float32 of B texts, each as if it were alone; ``segments`` of their tokens, or [] for all 0."""
+        segments = [[] for _ in tokens] if segments is None else segments
         groups: dict[Any, list[int]] = {}
         for row, text in enumerate(tokens):
             groups.setdefault(self._together(len(text), tokens), []).append(row)
         if len(groups) == 1:
-            return self._padded(tokens)
-        parts = torch.cat([self._padded([tokens[row] for row in rows]) for rows in groups.values()])
+            return self._padded(tokens, segments)
+        parts = torch.cat(
+            [self._padded([tokens[i] for i in rows], [segments[i] for i in rows]) for rows in groups.values()]
+        )
         order = torch.tensor([row for rows in groups.values() for row in rows], device=parts.device)
         return parts[order.argsort()]
 
@@ -195,7 +236,7 @@ class Classifier:
         exact = self.model.dtype == torch.float32
         return not torch.allclose(alone, beside, rtol=1e-3 if exact else 0.02, atol=1e-3 if exact else 0.02)
 
-    def _padded(self, tokens: list[list[int]]) -> Tensor:
+    def _padded(self, tokens: list[list[int]], segments: Sequence[list[int]] = ()) -> Tensor:
         """(B, labels) float32 of B texts, padded behind with the pad token that the model's head looks for."""
         width = max(map(len, tokens))
         device = self.model.device
@@ -214,7 +255,12 @@ class Classifier:
             return head(flat_trunk.run(base, texts.to(device))).float()  # type: ignore[no-any-return]
         if self._sparse:
             base.set_attention_type("block_sparse")
-        logits = self.model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+        given = {"input_ids": ids, "attention_mask": mask}
+        if self._segments and any(map(any, segments)):
+            given["token_type_ids"] = kinds = torch.zeros_like(ids)
+            for row, segment in enumerate(segments):
+                kinds[row, : len(segment)] = torch.tensor(segment)
+        logits = self.model(**{key: value.to(device) for key, value in given.items()}).logits
         return torch.as_tensor(logits).float()
 
     def _chosen(self, logits: Tensor) -> Tensor:
@@ -262,6 +308,10 @@ def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str |
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return loaded.to(device).eval().requires_grad_(False), tokenizer
+
+
+def _plain(found: Any) -> tuple[list[int], list[int]]:
+    return [int(i) for i in found["input_ids"]], [int(i) for i in found.get("token_type_ids") or ()]
 
 
 def _label_index(config: Any, label: str | int | None) -> int:

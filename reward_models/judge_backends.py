@@ -139,6 +139,7 @@ class LocalModel:
         asked = [self._tokens(question, row) for row, question in enumerate(questions)]
         texts = [(row, tail) for row, (_, tails) in enumerate(asked) for tail in _longest_beginnings(tails)]
         ids = [[*asked[row][0], *tail] for row, tail in texts]
+        self.lm.check_ids(ids, "question")
         logprobs: dict[tuple[int, tuple[int, ...]], torch.Tensor] = {}
         was_training = self.lm.training
         self.lm.eval()

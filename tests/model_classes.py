@@ -118,7 +118,7 @@ TABLE = (
     Row("opt", quick=True),
     Row("xglm"),
     Row("biogpt"),
-    Row("ctrl"),
+    Row("ctrl", {"dff": 48}),
     Row("persimmon"),
     Row("stablelm"),
     Row("starcoder2"),

@@ -84,6 +84,16 @@ def test_unusable_rows_are_left_out_where_that_is_asked_for() -> None:
         load_preferences(GOOD, unusable="ignore")
 
 
+def test_a_line_that_is_no_json_is_a_row_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    good = json.dumps({"prompt": "Say", "chosen": " yes", "rejected": " no"})
+    file.write_text(f"{good}\n{{not json\n" + "[" * 3000 + f"\n{good}\n")
+    with pytest.raises(ValueError, match="line 2, is not JSON"):
+        load_preferences(str(file))
+    with pytest.warns(UserWarning, match=r"2 of 4 rows of the preference data .*line 2, is not JSON.*nested too deep"):
+        assert len(load_preferences(str(file), unusable="drop")) == 2
+
+
 def test_every_kind_of_data_has_it() -> None:
     good = {"prompt": "a", "completion": "b", "label": True}
     assert len(said(lambda: load_feedback([good, {**good, "label": 0.5}], unusable="drop"))[0]) == 1

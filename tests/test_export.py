@@ -14,7 +14,7 @@ from ppo_runs import environment, ppo, problem
 from safetensors.torch import load_file
 from small_models import small_lm, small_mdp
 
-from lm_gym import tiny
+from lm_gym import export, tiny
 from lm_gym.agents import PPO
 from lm_gym.cli import main
 from lm_gym.env import LMAlignEnv
@@ -177,3 +177,32 @@ def test_what_cannot_be_exported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds something that is no exported model"):
         ppo(environment(problem())).save_pretrained(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_full_disk_leaves_the_export_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def contents() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def full(_agent: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    agent, out = ppo(environment(problem())), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_save_values", full)  # behind the weights, which have been written by then
+        with pytest.raises(OSError, match="No space left"):
+            agent.save_pretrained(out)
+        assert list(tmp_path.iterdir()) == []  # nothing that the next export would refuse
+    agent.save_pretrained(out)
+    (out / "notes.txt").write_text("mine")
+    (out / "adapter_model.safetensors").write_bytes(b"of an earlier export")
+    before = contents()
+    agent.learn(30)
+    with monkeypatch.context() as patch:
+        patch.setattr(export, "_save_values", full)
+        with pytest.raises(OSError, match="No space left"):
+            agent.save_pretrained(out)
+    assert contents() == before and list(tmp_path.iterdir()) == [out]
+    agent.save_pretrained(out)
+    after = contents()
+    assert after["model.safetensors"] != before["model.safetensors"] and after["notes.txt"] == b"mine"
+    assert "adapter_model.safetensors" not in after

@@ -122,9 +122,9 @@ def test_texts_of_one_token_share_a_prompt() -> None:
         torch.testing.assert_close(response_states(lm, ids, seen, mask), plain, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 def test_lower_blocks_that_were_run_before_give_the_same(kind: str) -> None:
-    lm = small_lm(kind)
+    lm = windowed(kind) if kind == "qwen2" else small_lm(kind)  # the window is above the lower block
     ids, seen, mask = texts(lm, shared=False)
     wanted = torch.nn.functional.pad(mask, (ids.shape[1] - mask.shape[1] - 1, 0))
     flat, base = flat_trunk.FlatTexts(ids[:, :-1], seen[:, :-1], wanted), lm._base()  # type: ignore[attr-defined]

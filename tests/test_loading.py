@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from small_models import llama, small_lm, tokenizer
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    LlamaForSequenceClassification,
+    Qwen2Config,
+    T5Config,
+)
 
-from lm_gym.loading import load_model
+from lm_gym.loading import load_model, load_tokenizer
 from lm_gym.models import TransformersLM
 from lm_gym.policy import critic_from_reward_model
 from lm_gym.reward_models.classifier import Classifier
@@ -48,7 +56,7 @@ def test_a_live_model_is_used_and_not_copied() -> None:
     ("arguments", "message"),
     [
         ({"model": "no/such-model"}, "model expected 'tiny', a hub id, a folder .* could not load 'no/such-model'"),
-        ({"model": "/no/folder", "what": "reference"}, "reference expected .* '/no/folder'"),
+        ({"model": "/no/folder", "what": "reference"}, "reference: could not load '/no/folder', there is no such"),
         ({"model": "missing.gguf"}, "expected a GGUF file, got 'missing.gguf', which does not exist"),
         ({"model": 3}, "model expected .* got a int"),
         ({"model": torch.nn.Linear(2, 2)}, "expected a transformers causal LM or a name, got a Linear"),
@@ -81,8 +89,8 @@ CLAIMS = [
     ({"intermediate_size": 10**9}, r"mlp.gate_proj.weight of shape \(1000000000, 32\)"),
     ({"num_hidden_layers": 10**9}, r"num_hidden_layers=1000000000, and its files have \d+ tensors in all"),
     (
-        {"num_hidden_layers": 140, "intermediate_size": 480},
-        r"asks for 7,\d+,\d+ weights, and its files have",
+        {"num_hidden_layers": 40, "intermediate_size": 1600},
+        r"asks for 6,\d+,\d+ weights, and its files have",
     ),
 ]
 
@@ -122,3 +130,11 @@ def test_what_the_files_hold_beside_the_model_is_no_reason(tmp_path: Path) -> No
     assert oversized(AutoModelForSequenceClassification, str(tmp_path)) is None
     assert oversized(AutoModelForCausalLM, "no/such-folder") is None
     assert oversized(AutoModelForCausalLM, str(tiny_path())) is None
+
+
+@pytest.mark.parametrize("config", [Qwen2Config, BertConfig, T5Config])
+def test_a_folder_without_a_tokenizer_is_given_none_without_a_vocabulary(config: type, tmp_path: Path) -> None:
+    config().save_pretrained(tmp_path)
+    assert isinstance(AutoTokenizer.from_pretrained(tmp_path)("the")["input_ids"], list)  # made of nothing
+    with pytest.raises(ValueError, match="model: the tokenizer at .* has no vocabulary, only special tokens"):
+        load_tokenizer(tmp_path, "model")

@@ -14,6 +14,7 @@ from model_classes import TABLE, TOKENIZER, Row
 from small_models import letter_reward, play
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from lm_gym.agents import PPO
 from lm_gym.models import TransformersLM
@@ -88,3 +89,12 @@ def test_a_class_is_right_or_refused(row: Row, tmp_path: Path) -> None:
     single(model)
     vector(model)
     trained(model, tmp_path)
+
+
+def test_the_page_lists_the_table() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    works, refused = page.split("They work:")[1].split("They are refused:")
+    for row in TABLE:
+        name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[row.model_type or row.name]
+        assert f"`{name}`" in (refused if row.refused else works), name
+    assert len(TABLE) >= 60 and sum(row.quick for row in TABLE) >= 12

@@ -39,7 +39,7 @@ def test_logits_that_are_changed_behind_the_head_are_refused() -> None:
     model = llama(len(tok))
     forward = model.forward
     model.forward = lambda *args, **kwargs: _scaled(forward(*args, **kwargs))
-    with pytest.raises(ValueError, match=r"head on a text by itself give log-probs that are 3\.\d nats off its own"):
+    with pytest.raises(ValueError, match=r"head on a text by itself give log-probs that are \d\.\d nats off its own"):
         TransformersLM(model, tok, "scaled")
 
 

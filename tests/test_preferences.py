@@ -43,6 +43,38 @@ def test_conversations_with_and_without_a_prompt(row):
     assert load_preferences([row]) == [Preference([USER], [BLUE], [GREEN])]
 
 
+ASKED = [{"role": "system", "content": "Be brief."}, USER]
+WHOLE = [
+    # UltraFeedback-binarized and others: the prompt's text beside whole conversations
+    {"prompt": USER["content"], "chosen": [USER, BLUE], "rejected": [USER, GREEN], "score_chosen": 8.0},
+    {"prompt": "another text", "chosen": [*ASKED, BLUE], "rejected": [*ASKED, GREEN]},
+    {"prompt": "x", "chosen": [USER, BLUE, USER, GREEN], "rejected": [USER, BLUE, USER, BLUE]},
+    # one ends where the other goes on
+    {"prompt": "x", "chosen": [USER, BLUE], "rejected": [USER, BLUE, USER, GREEN]},
+    {"chosen": [USER, BLUE, USER, GREEN], "rejected": [USER, BLUE]},
+]
+
+
+@pytest.mark.parametrize("row", WHOLE)
+def test_whole_conversations_are_split_as_trl_splits_them(row):
+    from trl.data_utils import maybe_extract_prompt
+
+    [found] = load_preferences([row])
+    assert {name: getattr(found, name) for name in ("prompt", "chosen", "rejected")} == maybe_extract_prompt(dict(row))
+    assert found.columns == {k: v for k, v in row.items() if k == "score_chosen"}
+
+
+def test_a_text_that_the_other_begins_with_loses_no_letter():
+    """TRL gives the completions "e" and "e and grey." here."""
+    [found] = load_preferences([{"chosen": "The sky is blue", "rejected": "The sky is blue and grey."}])
+    assert (found.prompt, found.chosen, found.rejected) == ("The sky is", " blue", " blue and grey.")
+
+
+def test_a_prompt_text_beside_answers_alone_says_what_to_do():
+    with pytest.raises(ValueError, match="do not begin with the same message and then differ; give the prompt as mess"):
+        load_preferences([{"prompt": "What?", "chosen": [BLUE], "rejected": [GREEN]}])
+
+
 def test_an_implicit_prompt_may_end_in_a_line():
     [found] = load_preferences([{"chosen": "Q: why?\nA lot.", "rejected": "Q: why?\nBecause."}])
     assert (found.prompt, found.chosen, found.rejected) == ("Q: why?\n", "A lot.", "Because.")

@@ -203,7 +203,7 @@ def test_a_metric_has_a_printable_name():
         log_metric("a\x1b[31m", 1.0)
         return [0.0, 0.0]
 
-    with pytest.raises(RewardModelError, match="expected a name in printable letters"):
+    with pytest.raises(RewardModelError, match="expected a name in printable characters"):
         score(judge)
 
 
@@ -240,7 +240,7 @@ def test_an_exit_inside_a_judge_is_no_success_of_the_command_line(tmp_path, caps
     command = "train reinforce --total-tokens 30 --max-new-tokens 2 --eval-texts 0 --reward-model".split()
     assert main([*command, f"py:{tmp_path}/quits.py:judge", "--out", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err
-    assert "quits_" in error and "raised SystemExit: 0" in error and "prompt: " in error
+    assert "quits.py:judge" in error and "raised SystemExit: 0" in error and "prompt: " in error
 
 
 @pytest.mark.parametrize(("scale", "options"), [(1e20, {}), (1e37, {}), (1e20, {"normalize_scores": 16})])

@@ -275,7 +275,8 @@ def test_factories_of_trl_can_be_named():
         load_reward_model("py:trl.rewards:get_soft_overlong_punishment?max_completion_len=100")
 
 
-def test_the_trainer_state_is_read_as_trl_has_it():
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_trainer_state_is_read_as_trl_has_it(wrapped):
     """By the names of transformers.TrainerState, as attributes; and by name, as before."""
     from ppo_runs import environment, ppo, problem
     from transformers import TrainerState
@@ -287,9 +288,10 @@ def test_the_trainer_state_is_read_as_trl_has_it():
         seen.append((trainer_state.global_step, trainer_state.max_steps, trainer_state.epoch, dict(trainer_state)))
         return [trainer_state.global_step / trainer_state.max_steps] * len(completions)
 
-    agent = ppo(environment(problem(reward_model=curriculum, max_new_tokens=4)), batch_size=8, minibatch_size=8)
+    env = environment(problem(reward_model=curriculum, max_new_tokens=4))
+    agent = ppo(gym.wrappers.RecordEpisodeStatistics(env) if wrapped else env, batch_size=8, minibatch_size=8)
     agent.learn(100)
-    steps = [step for step, *_ in seen]
+    steps = list(dict.fromkeys(step for step, *_ in seen))
     assert steps == list(range(agent.updates)) and agent.updates > 2
     assert seen[0][:3] == (0, math.ceil(100 / 32), 0.0)  # 8 texts of at most 4 tokens an update
     assert agent.state.max_steps == agent.state.global_step == agent.updates and agent.state.epoch == 1.0

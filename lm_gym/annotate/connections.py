@@ -74,7 +74,15 @@ def bounded_protocol(*, seconds: float = REQUEST_SECONDS, most: int = MOST) -> t
             self.timer = None
             if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
                 self.transport.write(LATE)
+            self._close()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._close()
+
+        def _close(self) -> None:
             self.transport.close()
+            self.loop.call_later(seconds, self.transport.abort)  # also where an answer is never fetched
 
         def _make_room(self) -> bool:
             held: Any = self.connections

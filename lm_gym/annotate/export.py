@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from lm_gym.annotate.aggregate import Method, Verdict, Vote, aggregate
 from lm_gym.annotate.store import Store, StoreError, fitting_together
 from lm_gym.annotate.transcripts import as_text
 from lm_gym.rewards import Text
-from lm_gym.runinfo import naming
+from lm_gym.runinfo import write_atomically
 
 Layout = Literal["as-is", "standard", "conversational"]
 How = Literal["none", "majority", "mean", "dawid-skene"]
@@ -213,11 +212,4 @@ def _time(seconds: float) -> str:
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
-    with naming(path):
-        with part.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -8,33 +8,31 @@
 | TRL, implicit prompt | `chosen`, `rejected`: the prompt is what both begin with |
 | HH | `chosen`, `rejected` as transcripts "\\n\\nHuman: ...\\n\\nAssistant: ..." |
 | OASST | trees (`prompt` with `replies`), or flat messages (`message_id`, `parent_id`, `text`, `role`, `rank`) |
+| published layouts | those of `lm_gym.layouts` that have pairs |
 
-Texts are strings or lists of messages. Files: .jsonl, .json, .csv, each also .gz, .parquet; folders of
+Texts are strings or lists of messages. Files: .jsonl, .json, .csv, .tsv, each also .gz, and .parquet; folders of
 `Dataset.save_to_disk`; hub ids; a `datasets.Dataset`; a list of dicts.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lm_gym.annotate.oasst import is_message, is_tree, tree_pairs, trees_of
 from lm_gym.annotate.store import Pair
 from lm_gym.annotate.transcripts import is_transcript, transcript
+from lm_gym.layout_rows import PAIRS, layout_rows
 from lm_gym.preferences import load_preferences
 from lm_gym.prompt_sources import read_items
 from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
 
 TWO = (("a", "b"), ("completion_a", "completion_b"), ("response_a", "response_b"))
-TEXT_SUFFIXES = (".jsonl", ".json", ".csv")
 LONGEST = 4_000_000
 """Characters of a text; a longer one is refused, as a page could not show it."""
 
@@ -52,7 +50,8 @@ def read_pairs(source: Any) -> Imported:
     """The pairs of a source (see the table of this module), each pair once.
 
     Where a row says which completion is better (`chosen`, a rank, or a column `gold` from -3, a is significantly
-    better, to 3), the pair's `gold` says so; `chosen` and ranks as -2 (moderately).
+    better, to 3), the pair's `gold` says so; `chosen` and ranks as -2 (moderately), with a `label` by it (.5 is 0, a
+    tie; below .5 b is better), and by the strength that a published layout has.
 
     Raises:
         ValueError: no such source, or a file that is not UTF-8.
@@ -74,7 +73,11 @@ def read_pairs(source: Any) -> Imported:
                 seen[uid] = where
                 found.pairs.append(pair)
 
-    for where, row in _rows(source, found):
+    broken = found.unusable
+    items = read_items(source, what="pairs to compare", broken=lambda where, why: broken.append((where, why)))
+    rows, unread = layout_rows(PAIRS, items, gold=True)
+    found.unusable += unread
+    for where, row in rows:
         if not isinstance(row, Mapping):
             found.unusable.append((where, f"is {type(row).__name__}, expected an object with named columns"))
         elif is_message(row):
@@ -123,13 +126,13 @@ def _pairs(row: Mapping[str, Any]) -> Iterator[Pair]:
         raise ValueError(
             f"has only {there:.200}; expected prompt and two completions: a and b, chosen and rejected, or completions"
         )
-    gold = -2 if _gold(row) is None else _gold(row)
+    gold = _said(row) if _gold(row) is None else _gold(row)
     rest = _rest(row, "prompt", "chosen", "rejected", "gold")
     if row.get("prompt") is None and is_transcript(row["chosen"]) and is_transcript(row["rejected"]):
         yield Pair(*_split(transcript(row["chosen"]), transcript(row["rejected"])), rest, gold)
         return
     try:
-        (found,) = load_preferences([{name: row.get(name) for name in ("prompt", "chosen", "rejected")}])
+        (found,) = load_preferences([{name: row.get(name) for name in ("prompt", "chosen", "rejected", "label")}])
     except ValueError as error:
         # "1 of 1 rows of ... cannot be used: row 0 <problem>. To do: ..."
         raise ValueError(str(error).partition(": row 0 ")[2].partition(". To do")[0] or str(error)) from error
@@ -193,6 +196,23 @@ def _gold(row: Mapping[str, Any]) -> int | None:
     return int(number)
 
 
+def _said(row: Mapping[str, Any]) -> int:
+    """The known answer of `label`, the probability that `chosen` (a) is better: 1 is -2, .5 is 0, 0 is 2.
+
+    Raises:
+        ValueError: a label that is no probability.
+    """
+    given = row.get("label")
+    try:
+        label = 1.0 if given is None or given == "" else float(given)
+    except (TypeError, ValueError):
+        label = math.nan
+    if not 0 <= label <= 1:
+        raise ValueError(f"has the label {given!r:.40}; expected P(chosen is better), 0 to 1")
+    size = max(1, round(4 * abs(label - 0.5)))
+    return 0 if label == 0.5 else -size if label > 0.5 else size
+
+
 def _prompt(row: Mapping[str, Any]) -> Any:
     if row.get("prompt") is None:
         raise ValueError(f"has no prompt, only {', '.join(map(repr, row)):.200}")
@@ -202,50 +222,3 @@ def _prompt(row: Mapping[str, Any]) -> Any:
 def _rest(row: Mapping[str, Any], *known: str) -> dict[str, Any]:
     """The other columns as JSON has them; what it has not, as text."""
     return {str(name): json.loads(json.dumps(value, default=str)) for name, value in row.items() if name not in known}
-
-
-def _rows(source: Any, found: Imported) -> Iterator[tuple[str, Any]]:
-    """Where each row is, and the row; broken lines of files go to `found`."""
-    if isinstance(source, (str, Path)):
-        path = Path(source).expanduser()
-        suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
-        if path.is_file() and suffix.lower() in TEXT_SUFFIXES:
-            yield from _file_rows(path, suffix.lower(), found)
-            return
-    yield from read_items(source, what="pairs to compare")
-
-
-def _file_rows(path: Path, suffix: str, found: Imported) -> Iterator[tuple[str, Any]]:
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if suffix != ".jsonl":
-            text = data.decode("utf-8-sig")
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from error
-    if suffix == ".csv":
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        for row in reader:
-            where = f"{path.name}, line {reader.line_num},"
-            if None in row or None in row.values():
-                found.unusable.append((where, "has another number of fields than the header"))
-            else:
-                yield where, row
-    elif suffix == ".json":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is not JSON: {error}; a file of one row a line is named .jsonl") from error
-        if not isinstance(rows, list):
-            raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of rows")
-        yield from ((f"{path.name}, row {at},", row) for at, row in enumerate(rows))
-    else:
-        for number, line in enumerate(data.split(b"\n"), start=1):
-            if not line.strip():
-                continue
-            where = f"{path.name}, line {number},"
-            try:
-                yield where, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-                found.unusable.append((where, f"is not JSON: {error}"))

@@ -27,11 +27,11 @@ class ImportPairs:
     """Add pairs to a store, and say which rows cannot be used."""
 
     data: str
-    """A .jsonl, .json, .csv or .parquet file (.gz too), a folder of Dataset.save_to_disk, or a hub id."""
+    """A .jsonl, .json, .csv, .tsv (also .gz) or .parquet file, a folder of Dataset.save_to_disk, or a hub id."""
     db: str = "prefs.sqlite"
     """The store, made if missing."""
     gold: bool = False
-    """They are gold items: everybody gets them, and the known answer is `chosen`, a rank, or the column `gold`."""
+    """They are gold items: everybody gets them, the known answer is `chosen` with its `label`, a rank, or `gold`."""
     hold: bool = False
     """Hold them back until `lm-gym annotate select` asks about them."""
     unusable: str | None = None

@@ -30,9 +30,9 @@ class Serve:
     db: str = "prefs.sqlite"
     """The store, made if missing."""
     data: str | None = None
-    """Pairs to compare: a .jsonl, .json, .csv or .parquet file, a folder, a hub id; known ones are passed over."""
+    """Pairs to compare: a .jsonl, .json, .csv, .tsv or .parquet file, a folder, a hub id; known ones are passed by."""
     gold: str | None = None
-    """Pairs with known answers (chosen, or a column `gold` from -3 to 3), mixed in for everybody."""
+    """Pairs with known answers (chosen with its label, or `gold` from -3 to 3), mixed in for everybody."""
     annotators: tuple[str, ...] = ()
     """Names of people to invite; without any and with none in the store: one called annotator."""
     per_item: int | None = None

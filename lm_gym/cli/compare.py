@@ -28,7 +28,7 @@ class Call:
     env: str = "LMAlignExact-v0"
     """Environments, A,B."""
     agents: str = "ppo,rloo,grpo"
-    """Agents of `lm-gym ls agents`, a,b,c."""
+    """Agents of `lm-gym ls agents`, or of a file, py:./my_agents.py:MyAgent; with commas between them."""
     seeds: int = 10
     """Final runs of each agent on each problem: seeds 0, 1, …"""
     kl_coef: str | None = None
@@ -114,7 +114,7 @@ def _settings(call: Call) -> Any:
     from lm_gym.compare.problems import default_kl_coef
     from lm_gym.compare.settings import Settings
 
-    agents = {name: load_agent(name) for name in _names("--agents", call.agents)}
+    agents = _agents(call.agents)
     defaults = {env: default_kl_coef(env) for env in _names("--env", call.env)}
     betas = None if call.kl_coef is None else tuple(_number(x) for x in _names("--kl-coef", call.kl_coef))
     return Settings(
@@ -128,6 +128,18 @@ def _settings(call: Call) -> Any:
         points=call.points,
         processes=call.processes,
     )
+
+
+def _agents(given: str) -> dict[str, Any]:
+    """Name -> class; an agent of a file has the name that its class says, in tables and behind ``--set``."""
+    found: dict[str, Any] = {}
+    for spelled in _names("--agents", given):
+        kind = load_agent(spelled)
+        name = kind.name if spelled.startswith("py:") else spelled
+        if name in found:
+            raise ValueError(f"--agents names two agents {name!r}: give the class {kind.__name__} another `name`")
+        found[name] = kind
+    return found
 
 
 def _names(flag: str, given: str) -> list[str]:
@@ -200,7 +212,7 @@ def _said(call: Call, settings: Any, done: Any) -> str:
         untuned = [name for name in settings.agents if name not in counts]
         fewer = [f"{name} {count}" for name, count in counts.items() if count < settings.tune_trials]
         lines.append(
-            f"Tuned by {settings.tune_trials} trials of {settings.total_tokens:,} tokens for each agent on each "
+            f"Tuned by {settings.tune_trials} trials of about {settings.total_tokens:,} tokens for each agent on each "
             "problem, with seeds from 10,000 on and, where there are many prompts, others than the final runs have"
             + (f"; fewer: {', '.join(fewer)}" if fewer else "")
             + (f"; nothing to tune: {', '.join(untuned)}" if untuned else "")

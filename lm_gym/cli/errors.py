@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -38,8 +39,11 @@ def refusing() -> Iterator[None]:
 def one_line(error: BaseException) -> str:
     """An error's message in one line, with its type where that is all there is."""
     text = " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is not None:
+            text = f"{error.filename}: {error.strerror}"
+        elif error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):  # our own files have their names with them
+            text = f"standard output, or a file of a library: {error.strerror}"
     return text or type(error).__name__
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from lm_gym.cli.errors import say
 from lm_gym.prompts import Prompt
 from lm_gym.runinfo import write_atomically
-from lm_gym.terminal import shorten
+from lm_gym.terminal import printable, shorten
 
 if TYPE_CHECKING:
     from lm_gym.evaluation import Drawn
@@ -108,7 +108,7 @@ def print_findings(found: Sequence[str]) -> None:
     if found:
         print("what stands out:")
     for line in found:
-        print(f"- {line}")
+        print(f"- {printable(line)}")
 
 
 def write_pairs(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

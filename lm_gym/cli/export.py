@@ -8,6 +8,8 @@ from typing import Any
 
 import tyro
 
+from lm_gym.terminal import printable
+
 TOKENS_SHOWN = 12
 TABLE_WIDTH = 110
 
@@ -77,10 +79,10 @@ def replay(options: Replay) -> int:
     token = found.token
     console = Console(highlight=False)
     console.width = max(console.width, TABLE_WIDTH)  # a number that is cut off is no number
-    console.print(f"{name}, update {state['updates'] + 1}: {token['reason']}", markup=False)
+    console.print(printable(f"{name}, update {state['updates'] + 1}: {token['reason']}"), markup=False)
     for key in ("prompt", "text", "drawn_with", "now_with", "mask"):
         if key in token:
-            console.print(f"{key:11} {token[key]}", markup=False)
+            console.print(f"{key:11} {printable(str(token[key]))}", markup=False)
     table = Table()
     for heading in ("token", "id", "text", "drawn", "recorded", "replayed", "reference", "KL of the state"):
         table.add_column(heading)

@@ -21,7 +21,7 @@ PROMPTS = {
     "tiny:questions": "questions, to be answered",
     "tiny:requests": "requests, some of them unsafe",
     "tiny:all": "the three one after the other",
-    "<file>": ".jsonl, .json or .csv with a column `prompt`, or .txt with a prompt a line",
+    "<file>": ".jsonl, .json, .csv, .tsv (also .gz) or .parquet with a column `prompt`, or .txt with a prompt a line",
     "<org/name[:split]>": "a dataset of the hub with a column `prompt`",
 }
 

@@ -34,7 +34,8 @@ class ProblemOptions:
     tokenizer: str | None = None
     """None: the model's own."""
     prompts: str = "tiny:reviews"
-    """A .jsonl, .json, .csv or .txt file, a hub id org/name[:split], or tiny:reviews, tiny:questions, tiny:requests."""
+    """A .jsonl, .json, .csv, .tsv, .txt (also .gz) or .parquet file, a hub id org/name[:split], or tiny:reviews,
+    tiny:questions, tiny:requests."""
     reward_model: Annotated[str, tyro.conf.arg(aliases=("--reward",))] = "vader"
     """A name that `lm-gym ls rewards` prints, py:module:attribute, hf:org/model?label=..., or http://host/score."""
     max_new_tokens: int = 32

@@ -24,7 +24,8 @@ class TrainRewardModel(RewardModelConfig):
     """Train a Bradley-Terry reward model on preference data."""
 
     data: str = tyro.MISSING
-    """Pairs in any of TRL's formats: a .jsonl, .json, .csv or .parquet file, or a hub id org/name[:split]."""
+    """Pairs in TRL's formats or a published layout: a .jsonl, .json, .csv, .tsv (also .gz) or .parquet file, or a hub
+    id org/name[:split]."""
     out: str = tyro.MISSING
     """The folder to write: weights, tokenizer, bradley_terry.json. One that holds a model is refused."""
     rankings: bool = False

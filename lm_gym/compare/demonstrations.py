@@ -61,9 +61,13 @@ def best_of_the_reference(mdp: AlignmentMDP, total_tokens: int, seed: int) -> De
     order: list[int] = []
     params = replace(mdp.generation_params, top_k=None)
     while drawn < budget:
+        left = PROMPTS_AT_ONCE if not out else round((budget - drawn) * len(out) / drawn)
+        if not left:
+            break
         if not order:
             order = rng.permutation(len(mdp.prompts)).tolist()
-        now, order = order[:PROMPTS_AT_ONCE], order[PROMPTS_AT_ONCE:]
+        count = min(left, PROMPTS_AT_ONCE)
+        now, order = order[:count], order[count:]
         asked = [mdp.prompts[i] for i in now for _ in range(BEST_OF)]
         found = engine.generate([p.token_ids for p in asked], params)
         scores, *_ = mdp.judge(asked, [c.tokens for c in found], [c.finish_reason for c in found])

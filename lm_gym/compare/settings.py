@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from lm_gym.reward_identity import USER_FILE
+from lm_gym.reward_specs import user_attribute
 
 TUNING_SEED = 10_000
 """The seed of trial t is this plus t; final runs have the seeds below it."""
@@ -81,6 +85,14 @@ class Job:
     reference: Mapping[str, tuple[float, ...]] | None = None
     j_ref: float | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For the process that runs it: an agent of a user's file is loaded from that file again."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        module = sys.modules[self.kind.__module__]
+        if hasattr(module, USER_FILE):
+            values["kind"] = f"py:{module.__file__}:{self.kind.__qualname__}"
+        return _job, (values,)
+
     @property
     def group(self) -> tuple[str, str, float]:
         """What is tuned together."""
@@ -89,3 +101,10 @@ class Job:
     def __str__(self) -> str:
         which = f"seed {self.seed}" if self.trial is None else f"trial {self.trial}"
         return f"{self.agent} on {self.env} at β={self.kl_coef:g}, {which}"
+
+
+def _job(values: dict[str, Any]) -> Job:
+    kind = values["kind"]
+    if isinstance(kind, str):
+        values |= {"kind": user_attribute(kind.removeprefix("py:"), kind)}
+    return Job(**values)

@@ -259,16 +259,16 @@ def _csv(header: Sequence[str], lines: Sequence[Sequence[Cell]]) -> str:
 
 
 def _no_formula(cell: Cell) -> Cell:
-    """A cell as a spreadsheet shows it: a text that would be a formula there (OWASP: =, +, -, @, tab, CR) stays a text.
+    """A cell for a spreadsheet: a text that would be a formula there stays a text, a number stays a number.
 
-    Numbers stay numbers, negative ones too.
+    Source of the characters that begin one: OWASP, "CSV Injection".
     """
     if cell is None:
         return ""
     if not isinstance(cell, str):
         return cell
     shown = printable(cell)
-    if not cell.startswith(("=", "+", "-", "@", "\t", "\r")):
+    if not cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
         return shown
     try:
         float(cell)

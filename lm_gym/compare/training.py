@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from lm_gym.agents.sft import SFT
 from lm_gym.compare.demonstrations import Demonstrations, best_of_the_reference, of_the_optimum
 from lm_gym.compare.measuring import Meter, measure, worth
 from lm_gym.compare.problems import Place, place
 from lm_gym.compare.rows import Row
-from lm_gym.compare.settings import DEMONSTRATION_SEED, Job
+from lm_gym.compare.settings import DEMONSTRATION_SEED, EVALUATION_SEED, Job
+from lm_gym.held_out import spread
 
 Point = tuple[int, float, float | None]
 """Of a curve: tokens, J, and its standard error; None: J is exact."""
+LENGTH_TEXTS = 64
 TEXTS_AN_EXAMPLE = {"dpo": 2, "kto": 1, "sft": 1}
 """Agents that learn from examples which were not written by the policy, by the texts of an example."""
 
@@ -88,7 +92,7 @@ def _learn(job: Job, here: Place, agent: Any, data: Demonstrations | None, meter
     if data is not None and data.tokens:
         spent, tokens = data.tokens, max(1, job.total_tokens - data.tokens)
         curve += [(spent, j, sem) for _, j, sem in curve]
-    last = LastUpdate(agent, tokens)
+    last = LastUpdate(agent, tokens, _first_length(here, agent, data, tokens))
     marks = [tokens * k / job.points for k in range(1, job.points)]
     if isinstance(agent, SFT):
         meter.leave_out(agent, "collect")  # which it measures itself with, and learns nothing from
@@ -117,25 +121,45 @@ class LastUpdate:
     """Ends a run as near to its tokens as whole texts allow: the last update has as many texts as are left.
 
     ``learn`` ends with the update that passes its tokens, which gives an agent with large updates up to a third more
-    data than another one. Here the batch of that update is made smaller instead (a multiple of a group's texts, by the
-    tokens that the texts of the update before had). Less than a group is not trained on, and what a first update has
-    beyond the tokens stays.
+    data than another one. Here the batch of that update is made smaller instead, a multiple of a group's texts. Less
+    than half a group is not trained on.
+
+    Args:
+        tokens: of the run. first: mean length of the first update's texts; None: it cannot pass the tokens.
     """
 
-    def __init__(self, agent: Any, tokens: int) -> None:
+    def __init__(self, agent: Any, tokens: int, first: float | None) -> None:
         self.agent, self.tokens, self.whole, self.shortened = agent, tokens, agent.config.batch_size, False
+        named = (getattr(agent.config, name, None) for name in ("group_size", "texts_per_prompt"))
+        # two: a pair, and the least that has a baseline or a spread
+        self.multiple = min(max(2, *(n or 1 for n in named)), self.whole)
+        if first is not None:
+            self._shorten(max(self._texts(tokens / first), self.multiple))
 
     def follows(self) -> bool:
-        """Whether there is another update; after the one before it."""
-        left, c = self.tokens - self.agent.tokens, self.agent.config
+        """Whether there is another update; after the one before it, whose texts' length it goes by."""
+        left = self.tokens - self.agent.tokens
         if left <= 0 or self.shortened:
             return False
-        named = (getattr(c, name, None) for name in ("group_size", "texts_per_prompt"))
-        multiple = max(2, *(n or 1 for n in named))  # two: a pair, and the least that has a baseline or a spread
-        texts = round(left * self.whole / self.agent.last.tokens / multiple) * multiple
+        return self._shorten(self._texts(left * self.whole / self.agent.last.tokens))
+
+    def _texts(self, count: float) -> int:
+        return round(count / self.multiple) * self.multiple
+
+    def _shorten(self, texts: int) -> bool:
         if 0 < texts < self.whole:
-            c.batch_size, self.shortened = texts, True
+            self.agent.config.batch_size, self.shortened = texts, True
         return texts > 0
+
+
+def _first_length(here: Place, agent: Any, data: Demonstrations | None, tokens: int) -> float | None:
+    """Mean tokens of a text of the first update, where it may pass the run's tokens: of texts that nobody trains on."""
+    if agent.config.batch_size * agent.mdp.max_new_tokens <= tokens:
+        return None
+    if data is not None:
+        return float(np.mean([sum(text.imitated) for text in data.texts]))
+    drawn = agent.complete(spread(here.prompts, LENGTH_TEXTS), seed=EVALUATION_SEED)
+    return float(np.mean([len(completion.tokens) for completion in drawn]))
 
 
 def _examples(agent: Any) -> int:

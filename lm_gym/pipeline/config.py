@@ -31,7 +31,7 @@ class SFTStage:
     demonstrations: str | None = None
     """Prompt-completion data in TRL's formats; None: good texts of tiny's world, for the prompts tiny:...."""
     count: int = 512
-    """Demonstrations to train on, the first of a file; 0: all of a file."""
+    """Demonstrations to train on, the first of a file (all it has where they are fewer); 0: all of a file."""
     held_out: int = 128
     """Further ones for the held-out loss: of other prompts."""
     epochs: float = 2.0

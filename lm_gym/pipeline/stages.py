@@ -19,6 +19,7 @@ from lm_gym.demonstrations import load_demonstrations
 from lm_gym.guard import Guard
 from lm_gym.held_out import split_prompts
 from lm_gym.judged_pairs import judge_pairs
+from lm_gym.layout_rows import DEMONSTRATIONS, layout_rows
 from lm_gym.pipeline.config import Pipeline
 from lm_gym.pipeline.context import JUDGE, POLICY, Context, Stopped
 from lm_gym.pipeline.demonstrations import from_the_world
@@ -26,6 +27,7 @@ from lm_gym.pipeline.stage import Workplace, identity
 from lm_gym.preference_data import draw_pairs, label_pairs, write_preferences
 from lm_gym.preferences import Preference, load_preferences
 from lm_gym.prompt_sources import read_items
+from lm_gym.prompts import kind_problem
 from lm_gym.report import write_report
 from lm_gym.reward_eval import evaluate
 from lm_gym.reward_models.bradley_terry import train_reward_model
@@ -40,6 +42,8 @@ RUN = "run"
 """The folder of a training run in a stage's folder."""
 SFT_EVAL_EVERY = 16
 """Updates between looks at the held-out demonstrations."""
+FEW_HELD_OUT = 0.2
+"""Share of the demonstrations that is held out where all are taken and there are not as many as were asked for."""
 KEPT = 2
 """Checkpoints while a stage trains."""
 
@@ -78,7 +82,7 @@ def sft(ctx: Context, place: Workplace) -> dict[str, Any]:
     """Fine-tune the base model; numbers: demonstrations, tokens, held-out loss before and after."""
     config, files = ctx.config.sft, {}
     for name, part in zip(("train", "held_out"), demonstration_rows(ctx), strict=True):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
+        lines = "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in part)
         write_atomically(place.folder / f"{name}.jsonl", lines)
         files[name] = str(place.folder / f"{name}.jsonl") if part else None
     fields = {"data": files["train"], "eval_data": files["held_out"], "eval_every": SFT_EVAL_EVERY}
@@ -103,7 +107,7 @@ def demonstration_rows(ctx: Context) -> list[list[dict[str, Any]]]:
     """Rows to train on and rows held out: the world's, or those of a file whose prompts are not evaluated on.
 
     Raises:
-        ValueError: too few of them.
+        ValueError: none, or rows that are none.
     """
     config, kind = ctx.config.sft, ctx.config.tiny_kind
     if config.demonstrations is None:
@@ -111,18 +115,40 @@ def demonstration_rows(ctx: Context) -> list[list[dict[str, Any]]]:
         parts = (config.count, "train"), (config.held_out, "test")
         return [from_the_world(kind, count, ctx.config.seed, split) for count, split in parts]
     evaluated = {p.text for p in ctx.prompts[1]} | {plain_text(p.for_reward) for p in ctx.prompts[1]}
-    given = [dict(row) for _, row in read_items(config.demonstrations, what="demonstrations")]
-    kept = [row for row in given if not row.get("prompt") or plain_text(row["prompt"]) not in evaluated]
+    items, unread = layout_rows(DEMONSTRATIONS, read_items(config.demonstrations, what=DEMONSTRATIONS))
+    unread += [(where, "has no named columns") for where, row in items if not isinstance(row, Mapping)]
+    if unread:
+        what = f"{len(unread)} of the demonstrations in {config.demonstrations} cannot be used: {' '.join(unread[0])}"
+        if config.agent.get("unusable") != "drop":
+            raise ValueError(f"{what} (sft.unusable=drop leaves them out)")
+        ctx.say(f"  {what}: left out")
+    given = [dict(row) for _, row in items if isinstance(row, Mapping)]
+    kept = [row for row in given if plain_text(_asked(row)) not in evaluated]
     if len(kept) < len(given):
         ctx.say(f"  {len(given) - len(kept)} of {len(given)} demonstrations have evaluation prompts: left out")
-    need = (config.count or 1) + config.held_out
-    if len(kept) < need:
-        raise ValueError(
-            f"sft expected at least {need} demonstrations (count and held_out), got {len(kept)} in "
-            f"{config.demonstrations}: lower sft.count or sft.held_out"
+    if not kept:
+        raise ValueError(f"sft expected demonstrations, and of those in {config.demonstrations} none is left")
+    held_out = config.held_out
+    if len(kept) < (config.count or 1) + held_out:  # all of them, in the same proportion
+        share = held_out / (config.count + held_out) if config.count else FEW_HELD_OUT
+        held_out = 0 if not held_out else min(len(kept) - 1, max(1, round(share * len(kept))))
+        ctx.say(
+            f"  sft.count={config.count} and sft.held_out={config.held_out}, and there are {len(kept)} demonstrations: "
+            f"{len(kept) - held_out} are trained on, {held_out} held out"
         )
-    first = len(kept) - config.held_out
+    first = len(kept) - held_out
     return [kept[:first][: config.count or None], kept[first:]]
+
+
+def _asked(row: Mapping[str, Any]) -> Any:
+    """What a demonstration answers: its prompt, or what is said before the assistant's last turn."""
+    asked = row.get("prompt") or row.get("messages") or ""
+    if kind_problem(asked):
+        return ""  # named when it is read
+    if not row.get("prompt") and not isinstance(asked, str):
+        turns = [k for k, said in enumerate(asked) if said["role"] == "assistant"]
+        return asked[: turns[-1] if turns else len(asked)]
+    return asked
 
 
 # ---- preferences -----------------------------------------------------------------------------------------------------

@@ -43,6 +43,25 @@ def test_a_row_of_each_format(row: dict[str, Any], expected: Pair) -> None:
     assert (found.pairs, found.unusable) == ([expected], [])
 
 
+@pytest.mark.parametrize(
+    ("label", "gold"),
+    [(1, -2), (1.0, -2), ("", -2), (None, -2), (0, 2), ("0", 2), (0.5, 0), (0.6, -1), (0.75, -1), (0.3, 1), (0.9, -2)],
+)
+def test_the_label_says_which_is_better_and_how_sure_that_is(label: Any, gold: int) -> None:
+    rows = [{"prompt": "p", "chosen": "x", "rejected": "y", "label": label}, {"chosen": "a b", "rejected": "a c"}]
+    rows.append({"chosen": "\n\nHuman: h\n\nAssistant: x", "rejected": "\n\nHuman: h\n\nAssistant: y", "label": label})
+    found = read_pairs(rows)
+    assert [pair.gold for pair in found.pairs] == [gold, -2, gold]
+    [pair] = read_pairs([rows[0] | {"gold": 3}]).pairs  # which says it outright
+    assert pair.gold == 3
+
+
+def test_a_label_that_is_no_probability_is_named() -> None:
+    for label in (2, "good", float("nan")):
+        [(where, why)] = read_pairs([{"prompt": "p", "chosen": "x", "rejected": "y", "label": label}]).unusable
+        assert where == "row 0" and "expected P(chosen is better), 0 to 1" in why
+
+
 def test_several_completions_make_every_pair() -> None:
     found = read_pairs([{"prompt": "p", "completions": ["x", "y", "z"]}])
     assert [(pair.a, pair.b) for pair in found.pairs] == [("x", "y"), ("x", "z"), ("y", "z")]

@@ -17,6 +17,7 @@ from lm_gym.compare.pool import Outcome, run_all
 from lm_gym.compare.rows import Problem, Row
 from lm_gym.compare.settings import Job, Settings
 from lm_gym.compare.training import Trained
+from lm_gym.run_files import read_jsonl
 
 pytest.importorskip("matplotlib")
 WORKED = "LMAlignExact-v0"
@@ -136,7 +137,7 @@ def test_tuned_then_run_with_fresh_seeds(tmp_path: Path, capsys: pytest.CaptureF
         of = [t for t in trials if (t["agent"], t["kl_coef"]) == (row["agent"], row["kl_coef"])]
         assert row["config"] == max(of, key=lambda t: t["j"])["config"]
         assert row["agent"] == "best-of-n" or row["config"]["group_size"] == 4
-    assert "Tuned by 3 trials of 300 tokens" in capsys.readouterr().out
+    assert "Tuned by 3 trials of about 300 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("fast")
@@ -250,3 +251,21 @@ def test_refused(given: list[str], message: str, tmp_path: Path, capsys: pytest.
     assert main(["compare", *agents, *given, *out, "--results", str(tmp_path / "runs")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+def test_an_agent_of_a_file_stands_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Under the name of its class, in processes that load its file again."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "from lm_gym.agents.reinforce import REINFORCE\n\n\n"
+        'class Mine(REINFORCE):\n    """Mine."""\n\n    name = \'mine\'\n'
+    )
+    flags = f"--env {WORKED} --seeds 1 --total-tokens 300 --tune-trials 0 --eval-texts 8 --out fig.svg --results rows"
+    agents = ["--agents", "py:./mine.py:Mine,reinforce", "--set", "mine.batch_size=32"]
+    assert main(["compare", *agents, *flags.split()]) == 0
+    rows = read_jsonl(tmp_path / "rows" / "rows.jsonl")
+    assert sorted(row["agent"] for row in rows) == ["mine", "reinforce"]
+    assert main(["compare", "--agents", "py:mine.py:Mine,py:./mine.py:Mine", *flags.split()]) == 2
+    assert "names two agents 'mine'" in capsys.readouterr().err

@@ -178,11 +178,12 @@ def test_csv_holds_the_numbers_of_the_rows() -> None:
 
 
 def test_a_cell_that_a_spreadsheet_would_compute_is_a_text() -> None:
-    names = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@sum", "\t=1", "\r=1", "-1.5", "+.5e3", "plain=1"]
+    names = ["=HYPERLINK(1)", "+1+cmd", "-2+3", "@sum", "\t=1", "\r=1", "\n=1", "-1.5", "+.5e3", "plain=1"]
     rows = [row(name, EXACT, seed, -1.5) for name in names for seed in (0, 1)]
     for text in (tables.runs_csv(gather(rows, [EXACT])), tables.summary_csv(gather(rows, [EXACT]))):
         found = dict.fromkeys(cells["agent"] for cells in parsed(text) if cells["env"] == EXACT.env)
-        assert sorted(found) == sorted(["'=HYPERLINK(1)", "'+1+cmd", "'-2+3", "'@sum", "' =1", "'␍=1", *names[6:]])
+        texts = ["'=HYPERLINK(1)", "'+1+cmd", "'-2+3", "'@sum", "' =1", "'␍=1", "'\n=1"]
+        assert sorted(found) == sorted([*texts, *names[7:]])
     assert {cells["j"] for cells in parsed(tables.runs_csv(gather(rows, [EXACT])))} == {"-1.5"}  # a number stays one
 
 

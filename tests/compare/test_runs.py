@@ -137,14 +137,26 @@ def test_a_run_on_an_exact_language() -> None:
 @pytest.mark.parametrize("agent", ["ppo", "rloo", "grpo", "reinforce++", "raft", "online-dpo", "dpo", "kto", "sft"])
 def test_every_agent_has_as_many_tokens_as_the_others(agent: str) -> None:
     """1,000 is no whole number of anybody's updates, and 2.6 of those of 144 texts; groups stay whole."""
-    row = ran(agent, tokens=1000, config={"batch_size": 144} if agent not in ("dpo", "sft") else {}).row
+    row = ran(agent, tokens=1000, config={"batch_size": 144}).row
     assert abs(row.tokens - 1000) <= 40
     assert row.curve is not None and row.curve[-1] == (row.tokens, row.j)
 
 
-def test_a_first_update_beyond_the_tokens_stays_whole() -> None:
-    row = ran("ppo", tokens=100).row
-    assert row.prompts == 128 and row.tokens > 300
+@pytest.mark.parametrize("agent", ["ppo", "grpo", "kto", "sft"])
+def test_a_first_update_beyond_the_tokens_is_shorter_too(agent: str) -> None:
+    """A text has 2.5 tokens, and an update 32 texts or 128 where there is room for them."""
+    row = ran(agent, tokens=70, config={"batch_size": 144}).row
+    assert abs(row.tokens - 70) <= 12 and (row.curve or ())[-1] == (row.tokens, row.j)
+    least = ran("grpo", tokens=1).row
+    assert least.reward_calls == 8, "one group at least"
+
+
+def test_sft_has_drawn_no_more_than_its_share() -> None:
+    """16 of 19 parts, within half a prompt's 16 texts, as long as the reference's."""
+    mdp = problems.place(SAMPLED, 0.05, tuning=True).env.unwrapped.mdp
+    found = demonstrations.best_of_the_reference(mdp, 5000, 0)
+    assert found.tokens == pytest.approx(5000 * 16 / 19, abs=0.5 * 16 * 22 + 60)
+    assert found.prompts == len(found.texts) == found.reward_calls / 16
 
 
 def test_how_often_it_is_measured_changes_nothing_else() -> None:
@@ -183,12 +195,13 @@ def test_a_run_on_a_sampled_environment() -> None:
     reference = reference_of(SAMPLED, (0.05,), 4).reference
     more: dict[str, Any] = {"kl_coef": 0.05, "eval_texts": 4, "reference": reference}
     row = ran("rloo", SAMPLED, 50, config={"batch_size": 16, "minibatch_size": None}, **more).row
-    assert (row.prompts, row.reward_calls, row.offline_pairs) == (4, 16, 0)  # evaluating costs nothing
+    assert (row.prompts, row.reward_calls, row.offline_pairs) == (1, 4, 0)  # a group; evaluating costs nothing
     assert row.win_rate is not None and row.win_rate * 4 * 64 * 2 == pytest.approx(round(row.win_rate * 4 * 64 * 2))
     sft = ran("sft", SAMPLED, 1500, **more).row
     drawn = (sft.prompts or 0) * demonstrations.BEST_OF
     assert sft.reward_calls == drawn > 0 and sft.offline_pairs == sft.prompts
-    assert sft.curve is not None and sft.curve[1][0] > 1500 * 16 / 19 and sft.curve[1][1] == sft.curve[0][1]
+    assert sft.curve is not None and sft.curve[1][1] == sft.curve[0][1] and abs(sft.tokens - 1500) <= 75
+    assert sft.curve[1][0] == pytest.approx(1500 * 16 / 19, abs=0.5 * 16 * 22 + 60)
 
 
 # ---- tuning ------------------------------------------------------------------------------------------------------

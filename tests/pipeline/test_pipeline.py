@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from pipeline_runs import made, write
@@ -18,9 +20,10 @@ from lm_gym.cli import main
 from lm_gym.cli.pipeline import parse
 from lm_gym.held_out import split_prompts
 from lm_gym.pipeline import STAGES, Pipeline, run_pipeline
+from lm_gym.pipeline.config import SFTStage
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.stage import Workplace, digest
-from lm_gym.pipeline.stages import rl
+from lm_gym.pipeline.stages import demonstration_rows, rl
 from lm_gym.run_files import read_jsonl
 
 
@@ -281,3 +284,35 @@ def test_files_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert stages["rl"]["numbers"]["agent"] == "grpo"
     assert stages["preferences"]["numbers"] == {"labels": 7, "test_labels": 1, "tokens": 0, "agreement": None}
     assert stages["reward-model"]["numbers"]["accuracy"]["gold"] is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "parts"),
+    [((512, 128), (16, 4)), ((512, 0), (20, 0)), ((0, 64), (16, 4)), ((10, 5), (10, 5)), ((0, 5), (15, 5))],
+)
+def test_few_demonstrations_are_all_taken(tmp_path: Path, asked: tuple[int, int], parts: tuple[int, int]) -> None:
+    """In Alpaca's layout, of which one has an evaluation prompt, and judged conversations: one too, and one is bad."""
+    rows: list[dict[str, Any]] = [{"instruction": "Go", "input": f"{i}", "output": "x"} for i in range(12)]
+    rows += [
+        {"messages": [{"role": "user", "content": f"m{i}"}, {"role": "assistant", "content": "y"}], "label": i != 0}
+        for i in range(11)
+    ]
+    path = tmp_path / "shown.json"
+    path.write_text(json.dumps(rows))
+    evaluated = [SimpleNamespace(text=text, for_reward=text) for text in ("Go\n3", "m7")]
+    config = SFTStage(demonstrations=str(path), count=asked[0], held_out=asked[1])
+    said: list[str] = []
+    ctx = SimpleNamespace(config=SimpleNamespace(sft=config, tiny_kind=None), prompts=([], evaluated), say=said.append)
+    train, held_out = demonstration_rows(ctx)  # type: ignore[arg-type]
+    assert (len(train), len(held_out)) == parts
+    assert {"prompt": "Go\n0", "completion": "x"} in train
+    assert said[0] == "  2 of 22 demonstrations have evaluation prompts: left out"
+    path.write_text(json.dumps([*rows, "a text", {"conversations": [], "id": 1}]))
+    with pytest.raises(
+        ValueError, match="2 of the demonstrations .* cannot be used: shown.json, row 24 has conversations"
+    ):
+        demonstration_rows(ctx)  # type: ignore[arg-type]
+    config.agent["unusable"] = "drop"
+    assert demonstration_rows(ctx) == [train, held_out]  # type: ignore[arg-type]
+    few = f"and there are 20 demonstrations: {parts[0]} are trained on, {parts[1]} held out"
+    assert any(few in line for line in said) == (sum(asked) >= 64)

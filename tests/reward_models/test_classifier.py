@@ -252,6 +252,7 @@ def test_a_sliding_window_counts_in_a_judge_and_in_a_critic(kind, tokenizer, tmp
     assert found == pytest.approx(expected.tolist(), abs=1e-5)
 
     model.save_pretrained(tmp_path)
+    small_lm(alphabet="abcdefgh").tokenizer.save_pretrained(tmp_path)
     critic = critic_from_reward_model(str(tmp_path), small_lm(alphabet="abcdefgh"))
     ids, seen, mask = pad_texts([[6, 7, 8], [9]], [[6 + i * i % 8 for i in range(20)], [10, 11]], 0)
     with torch.no_grad():

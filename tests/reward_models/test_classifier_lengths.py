@@ -30,6 +30,8 @@ KINDS: dict[str, dict[str, Any]] = {
     # frequencies follow the longest text of a batch
     "Phi3": {**ENCODER, "original_max_position_embeddings": 6, "max_position_embeddings": 64, "rope_scaling": LONGROPE},
     "Llama": {**ENCODER, "rope_scaling": {**LONGROPE, "original_max_position_embeddings": 6}},
+    # layers see four tokens
+    "Mistral": {**ENCODER, "num_key_value_heads": 2, "sliding_window": 4},
     # sparse attention changes with the length of the batch, and for good after a short text
     "BigBird": {**ENCODER, "max_position_embeddings": 64, "block_size": 4, "num_random_blocks": 1},
 }
@@ -95,13 +97,14 @@ def test_a_limit_that_would_move_a_dynamic_encoding_is_refused() -> None:
         Classifier(model, tokenizer=make_tokenizer(LETTERS), max_length=25)
 
 
-@pytest.mark.parametrize("kind", ["XLNet", "Llama"])
+@pytest.mark.parametrize("kind", ["XLNet", "Llama", "Mistral"])
 def test_training_has_the_gradients_of_texts_alone(kind: str) -> None:
     tokenizer, model = make_tokenizer(LETTERS), classifier(kind)
     judge = Classifier(model, tokenizer=tokenizer)
     texts = [tokenizer(words(n)).input_ids for n in (12, 3, 5)]
     found = []
-    for scores in (lambda: judge.logits(texts), lambda: torch.cat([judge.logits([text]) for text in texts])):
+    alone = lambda: torch.cat([model(input_ids=torch.tensor([text])).logits for text in texts])
+    for scores in (lambda: judge.logits(texts), alone):
         model.zero_grad()
         (scores()[:, 0] * torch.tensor([1.0, -2.0, 3.0])).sum().backward()
         found.append({key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None})
