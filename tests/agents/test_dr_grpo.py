@@ -39,7 +39,8 @@ def test_it_goes_to_its_end_point() -> None:
 
 @pytest.mark.slow
 def test_its_end_point_to_the_digits() -> None:
-    exact_runs.assert_ends_at(DrGRPO, END)
+    """Strictly on-policy, as GRPO's: .0008 ± .0002 above; with the default minibatches about .0016."""
+    exact_runs.assert_ends_at(DrGRPO, END, minibatch_size=None)
 
 
 @pytest.mark.slow
