@@ -175,7 +175,7 @@ def test_what_is_no_score_is_never_taken_for_one(kind):
         {"a": 1.0, "b": 2.0}.values(),
         map(float, "12"),
     ],
-    ids=str,
+    ids=["lists", "tuples", "arrays", "objects", "exact", "view", "map"],
 )
 def test_numbers_in_any_order_keeping_container(values):
     assert score(giving(values)).scores.tolist() == [1, 2]
@@ -215,7 +215,9 @@ def leave(completions):
 
 
 @pytest.mark.parametrize(
-    "around", [Cached, Minimum, Ensemble, lambda judge: Normalised(judge[0], mean=0.0, std=1.0)], ids=str
+    "around",
+    [Cached, Minimum, Ensemble, lambda judge: Normalised(judge[0], mean=0.0, std=1.0)],
+    ids=["cached", "minimum", "ensemble", "normalised"],
 )
 def test_inside_of_others(around):
     inside = leave if around is Cached else [leave, leave] if around is Ensemble else [leave]
