@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -308,18 +307,6 @@ def test_a_resume_with_another_reward_model_says_so(tmp_path: Path, capsys: pyte
     assert "is not the one of the checkpoint (its code, weights or configuration is another)" in capsys.readouterr().err
     assert main([*again, "180"]) == 0  # by now it is the run's own
     assert "reward model" not in capsys.readouterr().err
-
-
-def test_a_checkpoint_from_before_the_hash_is_loaded_without_a_word(tmp_path: Path) -> None:
-    from lm_gym import checkpoints
-
-    agent = learn(ppo(), 1)
-    groups, state = checkpoints.load(agent.save(tmp_path / "new"))
-    del state["reward_model_hash"]
-    checkpoints.save(tmp_path / "old", groups, state)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        PPO.load(tmp_path / "old", gym.make("LMAlignExact-v0")).learn(1, resume=True)
 
 
 # ---- full disks ------------------------------------------------------------------------------------------------------
