@@ -90,6 +90,17 @@ class Ledger:
         now["revisions"] = self.revisions
         write_atomically(path, json.dumps(now, indent=1) + "\n")
 
+    def let_go(self) -> None:
+        """A call that broke off before it found anything binds nobody: the corrected one goes on in its folder."""
+        path = self.folder / "settings.json"
+        found = {agent for agent, *_ in [*self.trials, *self.rows]}
+        if not (found or self.problems or self.reference):
+            path.unlink(missing_ok=True)
+            return
+        now = json.loads(path.read_text(encoding="utf-8"))
+        now["fixed"] = {name: fields for name, fields in now["fixed"].items() if name in found}
+        write_atomically(path, json.dumps(now, indent=1) + "\n")
+
     def add_problem(self, problem: Problem) -> None:
         self._append("problems.jsonl", dataclasses.asdict(problem))
         self.problems[problem.env, problem.kl_coef] = problem

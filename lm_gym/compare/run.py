@@ -49,7 +49,11 @@ def compare(settings: Settings, folder: Path, say: Say) -> Compared:
         ValueError: the folder was made with other settings. FolderInUse: another process goes on with it.
     """
     with locked(folder):
-        return _Comparison(settings, Ledger(folder, settings), say).run()
+        ledger = Ledger(folder, settings)
+        try:
+            return _Comparison(settings, ledger, say).run()
+        finally:
+            ledger.let_go()
 
 
 class _Comparison:

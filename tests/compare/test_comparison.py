@@ -269,3 +269,24 @@ def test_an_agent_of_a_file_stands_beside_others(
     assert sorted(row["agent"] for row in rows) == ["mine", "reinforce"]
     assert main(["compare", "--agents", "py:mine.py:Mine,py:./mine.py:Mine", *flags.split()]) == 2
     assert "names two agents 'mine'" in capsys.readouterr().err
+
+
+def test_a_call_that_found_nothing_binds_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The corrected command goes on in the folder of one that broke off; what was found still binds."""
+    flags = [
+        "compare",
+        "--agents",
+        "rloo",
+        *SMALL,
+        "--results",
+        str(tmp_path / "rows"),
+        "--out",
+        str(tmp_path / "f.pdf"),
+    ]
+    assert main([*flags, "--set", "rloo.learning_rate=1e30"]) == 1  # its only run blows up
+    assert "runs that broke off, 1" in capsys.readouterr().err
+    assert main([*flags, "--set", "rloo.learning_rate=1e-3"]) == 0
+    assert main([*flags, "--set", "rloo.learning_rate=2e-3"]) == 2
+    assert "holds results of rloo with {'learning_rate': 0.001}" in capsys.readouterr().err
