@@ -70,7 +70,7 @@ def _refuse_others(agent: LMAgent, out: Path, resume: bool) -> None:
     if ours is not None and ours.folder == now.folder:
         raise FileExistsError(
             f"{out} has changed since this agent loaded or left it (update {now.step} is there, update {ours.step} was "
-            f"then): another one has gone on with it. Take {load}, or choose another folder"
+            f"then): another one has gone on with it, or {CONFIG} was edited. Take {load}, or choose another folder"
         )
     if agent.updates:
         raise FileExistsError(

@@ -131,12 +131,12 @@ def test_ctrl_c_and_the_end_of_a_generator_pass(passing):
 
 NO_SCORES = {
     "10**400": ([10**400, 1], "expected a finite number", 0),
-    "10**5000": ([1, 10**5000], "a int whose repr raises ValueError", 1),
+    "10**5000": ([1, 10**5000], "a value of type int whose repr raises ValueError", 1),
     "meta": (torch.zeros(2, device="meta"), "a tensor .torch.strided on meta. that cannot be read", None),
     "an element on meta": ([1.0, torch.zeros((), device="meta")], "that cannot be read", 1),
     "sparse": (torch.zeros(2).to_sparse(), "a tensor .torch.sparse_coo on cpu. that cannot be read", None),
-    "__float__": ([1.0, Awkward()], "a Awkward whose repr raises Own .its __float__ raised Own", 1),
-    "__repr__": (Awkward(), "a Awkward whose repr raises Own, expected a sequence of 2", None),
+    "__float__": ([1.0, Awkward()], "a value of type Awkward whose repr raises Own .its __float__ raised Own", 1),
+    "__repr__": (Awkward(), "a value of type Awkward whose repr raises Own, expected a sequence of 2", None),
     "one of two": (AwkwardList(""), "returned 1 scores for 2", None),
     "without end": (itertools.count(), "more than 2 scores for 2", None),
     "float32": ([0.0, -3.5e38], "beyond the range of float32", 1),

@@ -7,7 +7,8 @@ import pytest
 import torch
 from judges import Learns, ask
 
-from lm_gym.rewards import load_reward_state, reward_state, update_reward_model
+from lm_gym.reward_errors import UnusableRewardModel
+from lm_gym.rewards import RewardModelError, load_reward_state, reward_state, update_reward_model
 
 
 def plain(completions):
@@ -62,9 +63,9 @@ def test_state_and_no_state_do_not_mix():
 
 @pytest.mark.parametrize("state", [{"weights": torch.zeros(2)}, {"scale": float("nan")}])
 def test_state_that_a_checkpoint_cannot_hold(state):
-    with pytest.raises(TypeError, match=r"state_dict\(\) of .*:Frozen expected plain data"):
+    with pytest.raises(RewardModelError, match=r"state_dict\(\) of .*:Frozen expected plain data"):
         reward_state(Frozen(state))
-    with pytest.raises(TypeError, match="expected a mapping, got list"):
+    with pytest.raises(RewardModelError, match="expected a mapping, got list"):
         reward_state(Frozen([1]))
 
 
@@ -76,7 +77,7 @@ def test_half_of_the_methods_is_an_error():
         def update(self, metrics):
             pass
 
-    with pytest.raises(TypeError, match="Forgets has update but no state_dict and load_state_dict"):
+    with pytest.raises(UnusableRewardModel, match="Forgets has update but no state_dict and load_state_dict"):
         reward_state(Forgets())
 
 
