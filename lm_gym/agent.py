@@ -269,7 +269,7 @@ class LMAgent:
         try:
             tracker.log(done.metrics, step=self.updates, tokens=self.tokens)
             tracker.samples(done.samples, self.updates)
-        except (ValueError, TypeError, OSError):  # a metric's name, a disk that is full of rows: we may have room
+        except Exception:  # a metric's name, a tracker without its server, a disk full of rows: we may have room
             if out is not None:
                 with contextlib.suppress(OSError):  # the first error says what is wrong
                     self._keep(out, None)

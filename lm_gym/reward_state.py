@@ -65,7 +65,9 @@ def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
     with named_errors(f"reward model {name_of(reward_model)}: its state_dict()"):
         state = reward_model.state_dict()  # type: ignore[attr-defined]
     if not isinstance(state, Mapping):
-        raise RewardModelError(f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}")
+        raise RewardModelError(
+            f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}"
+        )
     try:
         kept = json.loads(json.dumps(dict(state), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
 
 CONFIG = "config.yaml"
+NEXT_CONFIG = ".config.yaml.next"
+"""What becomes config.yaml with the first row of a run that goes on. It is written before, while the disk has room."""
 ROWS = ("metrics.jsonl", "metrics.csv", "samples.jsonl")
 """Files that grow by a line or more in every step."""
 TAIL = 1 << 20
@@ -151,6 +153,10 @@ def keep_config(run: Path) -> None:
     path, kept = run / CONFIG, kept_configs(run)
     if not path.is_file():
         return
-    text = path.read_text(encoding="utf-8")
-    if not kept or kept[max(kept)].read_text(encoding="utf-8") != text:  # a kill came between the copy and the new one
+
+    def text_of(found: Path) -> str:
+        return found.read_text(encoding="utf-8", errors="backslashreplace")
+
+    text = text_of(path)
+    if not kept or text_of(kept[max(kept)]) != text:  # a start that failed, or a kill, left the copy alone
         write_atomically(run / f"config.{max(kept, default=-1) + 1}.yaml", text)

@@ -125,11 +125,15 @@ def address(url: str, what: str, example: str = "http://host:port/path") -> str:
         parts = urlsplit(url)
         port = f":{parts.port}" if parts.port else ""
     except ValueError as error:  # half of an IPv6 address, a port of letters
-        raise ValueError(f"{what} is {shown(url)}; expected one such as {example}, and this is no URL ({error})") from error
+        raise ValueError(
+            f"{what} is {shown(url)}; expected one such as {example}, and this is no URL ({error})"
+        ) from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{what} is {shown(url)}; expected one such as {example}, and this is no URL")
     if not re.fullmatch(r"[!-~]+", url):
-        raise ValueError(f"{what} is {shown(url)}, which holds letters that no URL has: percent-encode them (%20 is a space)")
+        raise ValueError(
+            f"{what} is {shown(url)}, which holds letters that no URL has: percent-encode them (%20 is a space)"
+        )
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{port}{parts.path}"
 
@@ -137,9 +141,7 @@ def address(url: str, what: str, example: str = "http://host:port/path") -> str:
 def check_waits(who: str, timeout: float, retries: int, backoff: float) -> None:
     """Refuse numbers that :func:`ask` cannot wait by."""
     if not (0 < timeout <= LONGEST and 0 <= backoff <= LONGEST and retries >= 0):  # a NaN is refused too
-        raise ValueError(
-            f"{who}: expected timeout > 0, backoff >= 0, both at most {LONGEST:g} s, and retries >= 0"
-        )
+        raise ValueError(f"{who}: expected timeout > 0, backoff >= 0, both at most {LONGEST:g} s, and retries >= 0")
 
 
 def bearer(token_env: str | None) -> dict[str, str]:

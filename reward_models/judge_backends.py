@@ -44,7 +44,7 @@ class ChatServer:
         bearer(token_env)
         check_waits("lm-judge", timeout, retries, backoff)
         if concurrency < 1:
-            raise ValueError(f"lm-judge: concurrency expected at least 1, got {concurrency!r}")
+            raise ValueError(f"lm-judge: expected concurrency >= 1, got {concurrency!r}")
         self.url = f"{base_url.rstrip('/')}/chat/completions"
         self.options: dict[str, Any] = {"model": model}
         self.options |= {} if temperature is None else {"temperature": temperature}

@@ -87,7 +87,7 @@ class Remote:
         batch_size = DIALECTS[dialect].batch_size if batch_size is None else batch_size
         check_waits("remote", timeout, retries, backoff)
         if batch_size < 1:
-            raise ValueError(f"remote: batch_size expected at least 1, got {batch_size!r}")
+            raise ValueError(f"remote: expected batch_size >= 1, got {batch_size!r}")
         _check_options(dialect, given)
         if dialect != "predict" and isinstance(label, str):
             raise ValueError(f"remote: label is {label!r}; {dialect} gives classes without names, so give a number")

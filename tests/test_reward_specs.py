@@ -113,6 +113,9 @@ BAD_SPECS = [
     ("length?target=x", "expected a whole number"),
     ("length?target=3&unit=lines", "expected one of tokens, words"),
     ("vader?scale=2", "it takes none"),
+    ("http://h/get_reward?timeout=nan", "timeout expected a number, got 'nan'"),
+    ("http://h/get_reward?retries=1.5", "retries expected a whole number, got '1.5'"),
+    ("http://h/get_reward?batch_size=many", "batch_size expected a whole number or none, got 'many'"),
     ("py:math", "expected py:module:attribute"),
     ("py:no_such_module_here:fn", "there is no module 'no_such_module_here'"),
     ("py:math:sqroot", r"math has no 'sqroot'. Did you mean 'sqrt'\?"),
@@ -255,6 +258,7 @@ def test_a_factory_is_called_and_a_function_is_bound(factories):
     for spec, message in (
         ("plain", r"lacks weight: write .*plain\?weight=... \(it takes no completions, so it is taken for a factory"),
         ("plain?wieght=3", "Did you mean 'weight'"),
+        ("plain?weight=heavy", r"plain\?weight=heavy': weight expected a number, got 'heavy'"),
         ("forgets", "makes a list, which cannot be called .it takes no completions"),
     ):
         with pytest.raises(ValueError, match=message):

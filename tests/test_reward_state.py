@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from judges import Learns, ask
+from ppo_runs import environment, ppo, problem
 
 from lm_gym.reward_errors import UnusableRewardModel
 from lm_gym.rewards import RewardModelError, load_reward_state, reward_state, update_reward_model
@@ -87,3 +88,20 @@ def test_a_call_says_how_long_it_took():
         return [0.0] * len(completions)
 
     assert 0.03 <= ask(slow, ["a"]).seconds < 10
+
+
+def test_state_that_no_checkpoint_can_hold_is_refused_before_the_training(tmp_path):
+    calls = []
+
+    class Odd(Learns):
+        def __call__(self, completions, log_metric):
+            calls.append(len(completions))
+            return super().__call__(completions, log_metric)
+
+        def state_dict(self):
+            return {"scale": float("nan")}
+
+    agent = ppo(environment(problem(reward_model=Odd())))
+    with pytest.raises(RewardModelError, match="expected plain data"):
+        agent.learn(10, out=tmp_path)
+    assert not calls and not list(tmp_path.iterdir())
