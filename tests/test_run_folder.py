@@ -148,7 +148,7 @@ def test_a_start_that_fails_leaves_the_configuration_of_a_run_that_would_go_on(
     assert "metrics.jsonl, line 1: expected an object, got '[1]'" in capsys.readouterr().err
     rows.write_bytes(kept)
     assert (run / "config.yaml").read_bytes() == first
-    assert main(["train", "ppo", *more, "40"]) == 0
+    assert main(["train", "ppo", *more, "80"]) == 0
     assert "length?target=3" in (run / "config.yaml").read_text() and not (run / run_folder.NEXT_CONFIG).exists()
 
 
