@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,12 @@ def kept_configs(run: Path) -> dict[int, Path]:
     """config.N.yaml by N: what the earlier parts of a run that was resumed ran with."""
     found = {path.name.removeprefix("config.").removesuffix(".yaml"): path for path in run.glob("config.*.yaml")}
     return {int(number): path for number, path in found.items() if number.isdecimal()}
+
+
+def renew_config(run: Path) -> None:
+    """Put what waits as the next config.yaml in its place."""
+    if (run / NEXT_CONFIG).is_file():
+        os.replace(run / NEXT_CONFIG, run / CONFIG)
 
 
 def keep_config(run: Path) -> None:

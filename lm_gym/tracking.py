@@ -6,7 +6,6 @@ import atexit
 import difflib
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 from lm_gym.outside_trackers import OPENERS, Finish, OutsideTrackerError, Row, Send, outside
 from lm_gym.run_files import append, append_csv, csv_text, read_csv, read_jsonl, step_of
-from lm_gym.run_folder import CONFIG, NEXT_CONFIG, ROWS, keep_config, used
+from lm_gym.run_folder import CONFIG, NEXT_CONFIG, ROWS, keep_config, renew_config, used
 from lm_gym.runinfo import plain, run_info, write_atomically, write_config
 
 METRICS: dict[str, str] = {
@@ -184,8 +183,7 @@ class Tracker:
             row[name] = number
         row.setdefault("perf/elapsed_seconds", round(time.monotonic() - self._started, 3))
         if self.out_dir is not None:
-            if (waiting := self.out_dir / NEXT_CONFIG).exists():
-                os.replace(waiting, self.out_dir / CONFIG)
+            renew_config(self.out_dir)
             if "jsonl" in self.trackers:
                 append(self.out_dir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
             if "csv" in self.trackers:
