@@ -33,6 +33,10 @@ class UnusableRewardModel(RewardModelError, ValueError):
     """A reward model that cannot be made: its file, function or class raised. From the command line exit code 2."""
 
 
+class BadRewardState(RewardModelError, TypeError):
+    """A reward model whose state no checkpoint can hold, or that has half of the methods for one."""
+
+
 @contextlib.contextmanager
 def named_errors(what: str, kind: type[RewardModelError] = RewardModelError) -> Iterator[None]:
     """Whatever the block raises as a :class:`RewardModelError` that begins with `what`."""

@@ -9,8 +9,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm_gym.reward_errors import RewardModelError, UnusableRewardModel, named_errors
-from lm_gym.reward_identity import reward_model_name as name_of
+from lm_gym.reward_errors import BadRewardState, UnusableRewardModel, named_errors
+from lm_gym.reward_identity import reward_model_name
 from lm_gym.reward_specs import is_module
 
 METHODS = ("state_dict", "load_state_dict")
@@ -29,7 +29,7 @@ def update_reward_model(reward_model: Callable[..., Any], metrics: Mapping[str, 
     """
     update = getattr(reward_model, "update", None)
     if callable(update):
-        with named_errors(f"reward model {name_of(reward_model)}: its update(metrics)"):
+        with named_errors(f"reward model {_name(reward_model)}: its update(metrics)"):
             update(metrics)
 
 
@@ -47,7 +47,7 @@ def prepare_reward_model(reward_model: Callable[..., Any], mdp: Any) -> None:
     """
     prepare = getattr(reward_model, "prepare", None)
     if callable(prepare):
-        with named_errors(f"reward model {name_of(reward_model)}: its prepare(mdp)"):
+        with named_errors(f"reward model {_name(reward_model)}: its prepare(mdp)"):
             prepare(mdp)
 
 
@@ -57,22 +57,21 @@ def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
     A torch module without `update` is a judge with frozen weights, and its `state_dict` no state in this sense.
 
     Raises:
-        UnusableRewardModel: it has one of `state_dict` and `load_state_dict` only, or `update` and neither.
-        RewardModelError: `state_dict()` raised, or its state is no plain data.
+        BadRewardState: it has one of `state_dict` and `load_state_dict` only, or `update` and neither; or its state is
+            no plain data. It is a RewardModelError and a TypeError.
+        RewardModelError: `state_dict()` raised.
     """
     if not _is_stateful(reward_model):
         return None
-    with named_errors(f"reward model {name_of(reward_model)}: its state_dict()"):
+    with named_errors(f"reward model {reward_model_name(reward_model)}: its state_dict()"):
         state = reward_model.state_dict()  # type: ignore[attr-defined]
     if not isinstance(state, Mapping):
-        raise RewardModelError(
-            f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}"
-        )
+        raise BadRewardState(f"state_dict() of {_name(reward_model)} expected a mapping, got {type(state).__name__}")
     try:
         kept = json.loads(json.dumps(dict(state), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
-        raise RewardModelError(
-            f"state_dict() of {name_of(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
+        raise BadRewardState(
+            f"state_dict() of {_name(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
             f"which a checkpoint writes as JSON: {error}"
         ) from error
     return kept or None
@@ -88,14 +87,15 @@ def load_reward_state(reward_model: Callable[..., Any], state: Mapping[str, Any]
     if state:
         if not _is_stateful(reward_model):
             raise ValueError(
-                f"the checkpoint holds state of a reward model ({', '.join(state)}), and {name_of(reward_model)} has "
+                f"the checkpoint holds state of a reward model ({', '.join(state)}), and {_name(reward_model)} has "
                 "none: give the reward model that the checkpoint was made with"
             )
-        with named_errors(f"reward model {name_of(reward_model)}: its load_state_dict(state)", UnusableRewardModel):
+        what = f"reward model {reward_model_name(reward_model)}: its load_state_dict(state)"
+        with named_errors(what, UnusableRewardModel):
             reward_model.load_state_dict(state)  # type: ignore[attr-defined]
     elif reward_state(reward_model) is not None:
         raise ValueError(
-            f"{name_of(reward_model)} has state, and the checkpoint holds none for it: it was made with another reward "
+            f"{_name(reward_model)} has state, and the checkpoint holds none for it: it was made with another reward "
             "model"
         )
 
@@ -110,9 +110,14 @@ def _is_stateful(reward_model: Callable[..., Any]) -> bool:
     if has or updates:
         lacks = " and ".join(name for name in METHODS if name not in has)
         there = ", ".join([*has, *(["update"] if updates else [])])
-        raise UnusableRewardModel(
-            f"{name_of(reward_model)} has {there} but no {lacks}: what it "
+        raise BadRewardState(
+            f"{_name(reward_model)} has {there} but no {lacks}: what it "
             "learns would be lost in a checkpoint. A reward model with state has all of update, "
             "state_dict and load_state_dict"
         )
     return False
+
+
+def _name(reward_model: Callable[..., Any]) -> str:
+    name = getattr(reward_model, "name", None)
+    return name if isinstance(name, str) and name else type(reward_model).__qualname__

@@ -8,7 +8,6 @@ import torch
 from judges import Learns, ask
 from ppo_runs import environment, ppo, problem
 
-from lm_gym.reward_errors import UnusableRewardModel
 from lm_gym.rewards import RewardModelError, load_reward_state, reward_state, update_reward_model
 
 
@@ -56,7 +55,7 @@ def test_state_comes_back():
 
 
 def test_state_and_no_state_do_not_mix():
-    with pytest.raises(ValueError, match=r"holds state of a reward model \(offset\), and .*:plain has none"):
+    with pytest.raises(ValueError, match=r"holds state of a reward model \(offset\), and function has none"):
         load_reward_state(plain, {"offset": 2.0})
     with pytest.raises(ValueError, match="learns has state, and the checkpoint holds none"):
         load_reward_state(Learns(), None)
@@ -64,9 +63,9 @@ def test_state_and_no_state_do_not_mix():
 
 @pytest.mark.parametrize("state", [{"weights": torch.zeros(2)}, {"scale": float("nan")}])
 def test_state_that_a_checkpoint_cannot_hold(state):
-    with pytest.raises(RewardModelError, match=r"state_dict\(\) of .*:Frozen expected plain data"):
+    with pytest.raises(TypeError, match=r"state_dict\(\) of Frozen expected plain data"):
         reward_state(Frozen(state))
-    with pytest.raises(RewardModelError, match="expected a mapping, got list"):
+    with pytest.raises(TypeError, match="expected a mapping, got list"):
         reward_state(Frozen([1]))
 
 
@@ -78,7 +77,7 @@ def test_half_of_the_methods_is_an_error():
         def update(self, metrics):
             pass
 
-    with pytest.raises(UnusableRewardModel, match="Forgets has update but no state_dict and load_state_dict"):
+    with pytest.raises(TypeError, match="Forgets has update but no state_dict and load_state_dict"):
         reward_state(Forgets())
 
 
