@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm_gym.reward_errors import BadRewardState, UnusableRewardModel, named_errors
+from lm_gym.reward_errors import PASSING, BadRewardState, UnusableRewardModel, named_errors
 from lm_gym.reward_identity import reward_model_name
 from lm_gym.reward_specs import is_module
 
@@ -119,5 +119,10 @@ def _is_stateful(reward_model: Callable[..., Any]) -> bool:
 
 
 def _name(reward_model: Callable[..., Any]) -> str:
-    name = getattr(reward_model, "name", None)
+    try:
+        name = getattr(reward_model, "name", None)
+    except PASSING:
+        raise
+    except BaseException:  # a property may raise whatever it likes
+        name = None
     return name if isinstance(name, str) and name else type(reward_model).__qualname__
