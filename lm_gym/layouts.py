@@ -21,7 +21,7 @@ from lm_gym.layout_cells import (
     good,
     higher,
     last_answer,
-    message,
+    nested,
     nothing,
     others,
     parted,
@@ -90,7 +90,7 @@ LAYOUTS = (
     ),
     Layout(
         "OpenAI preferences",
-        Cell(("input",), lambda row: [message(said) for said in row["input"]["messages"]]),
+        nested("input", "messages"),
         replies("preferred_output", "non_preferred_output"),
         first_is_better(),
         "pairs",

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation
 from lm_gym.data_rows import Rows
+from lm_gym.layout_cells import missing
 from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS
 from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
@@ -298,7 +299,7 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
 
 def _annotator(row: Mapping[str, Any]) -> str | None:
     value = row.get("annotator")
-    return None if value is None or value == "" else str(value)
+    return None if missing(value) else str(value)
 
 
 def _others(row: Mapping[str, Any], *known: str) -> dict[str, Any]:

@@ -185,7 +185,7 @@ def test_a_judge_that_pays_for_repeating_a_word_shows():
 
     results, _ = evaluated(likes_repeating)
     [line] = about(results, "with the last word, eight times more")
-    assert "raises it for 100% of the texts; the gold -" in line
+    assert "(that of the gold by -" in line and "rises for 100% of the texts" in line
     assert about(results, "Bias, repetition: the judge's scores rise with more")
 
 
