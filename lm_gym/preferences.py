@@ -263,7 +263,7 @@ def _reply_of_transcript(shared: str) -> int:
 def _need(row: Mapping[str, Any], *names: str) -> None:
     lacking = [name for name in names if row.get(name) is None]
     if lacking:
-        there = ", ".join(repr(name) for name in row) or "nothing"
+        there = ", ".join(repr(name) for name, value in row.items() if value is not None) or "nothing"
         raise ValueError(f"has no {' and no '.join(repr(name) for name in lacking)}, only {there}")
 
 

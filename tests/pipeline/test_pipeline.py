@@ -198,9 +198,11 @@ def test_the_guard_looks_at_training_prompts_that_are_not_trained_on(copy: Path)
     assert trained_on and not trained_on & {p.text for p in looked_at}
 
 
-def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
+def test_what_is_not_asked_for_changes_no_stage(whole: Path) -> None:
     inputs = json.loads((whole / "rl" / "stage.json").read_text())["inputs"]["rl"]
     assert not [name for name in inputs if name.startswith("guard")]
+    inputs = json.loads((whole / "preferences" / "stage.json").read_text())["inputs"]["preferences"]
+    assert "unusable" not in inputs
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
         ("preferences", {"annotators": {"temperature": -1}}, "temperature expected"),
         ("preferences", {"pairs": 0}, "pairs expected at least 1"),
         ("preferences", {"data": "pairs.jsonl"}, "data and test_data, or neither"),
+        ("preferences", {"unusable": "drop"}, "preferences.unusable is of the rows of preferences.data"),
         ("evaluation", {"best_of_n": 1}, "best_of_n expected at least 2"),
         ("reward_model", {"model": "tiny"}, "unknown key 'model'"),
     ],
