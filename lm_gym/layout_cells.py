@@ -170,7 +170,7 @@ def choice(column: str, *values: str, ties: tuple[str, ...] = ()) -> Cell:
     """A column with a value for each answer that may be the better one, and values for a tie."""
 
     def read(row: Row) -> list[float]:
-        said = _written(row[column])
+        said = as_written(row[column])
         if said not in (*values, *ties):
             raise ValueError(f"has the {column} {row[column]!r:.40}; expected {', '.join((*values, *ties))}")
         return [float(said == value) for value in values]
@@ -181,6 +181,21 @@ def choice(column: str, *values: str, ties: tuple[str, ...] = ()) -> Cell:
 def higher(*names: str) -> Cell:
     """A score an answer; equal ones are a tie."""
     return Cell(names, lambda row: [number(row[name], name) for name in names])
+
+
+def flags(*names: str, tie: str) -> Cell:
+    """A 1 for the better answer or for a tie, and 0 elsewhere."""
+
+    def read(row: Row) -> list[float]:
+        numbers = {"true": "1", "false": "0"}
+        given = {name: as_written(row[name]) for name in (*names, tie) if name in row}
+        given = {name: numbers.get(said, said) for name, said in given.items()}
+        ones = sum(said == "1" for said in given.values())
+        if not {"0", "1"} >= set(given.values()) or ones > 1 or (tie in given and not ones):
+            raise ValueError(f"has {', '.join(f'{k}={row[k]!r:.20}' for k in given)}; expected one 1, and 0 elsewhere")
+        return [float(given[name] == "1") for name in names]
+
+    return Cell(names, read)
 
 
 def signed(column: str) -> Cell:
@@ -206,7 +221,7 @@ def good(column: str) -> Cell:
     """Whether the answer is good."""
 
     def read(row: Row) -> list[float]:
-        said = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}.get(_written(row[column]))
+        said = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}.get(as_written(row[column]))
         if said is None:
             raise ValueError(f"has the {column} {row[column]!r:.40}; expected true (good) or false")
         return [said]
@@ -332,7 +347,7 @@ def _turns(row: Row, name: str) -> list[str]:
     return found
 
 
-def _written(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as a table may have it: 1.0 and True are "1" and "true"."""
     said = str(value).strip()
     whole = said.removesuffix(".0")

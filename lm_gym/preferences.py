@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation
 from lm_gym.data_rows import Rows
-from lm_gym.layout_cells import missing
+from lm_gym.layout_cells import as_written, missing
 from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS
 from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
@@ -194,7 +194,7 @@ def feedback_of(row: Mapping[str, Any]) -> Feedback:
     _need(row, "prompt", "completion", "label")
     _check(prompt=row["prompt"], completion=row["completion"])
     given = row["label"]
-    good = {"true": True, "false": False, "1": True, "0": False}.get(str(given).strip().lower())
+    good = {"true": True, "false": False, "1": True, "0": False}.get(as_written(given).lower())
     if good is None:
         raise ValueError(f"has the label {given!r}; expected true (good) or false")
     prompt = _in_one_form(row["prompt"])

@@ -247,6 +247,16 @@ def test_values_may_be_written_out_as_in_a_table_of_texts():
         ),
         (
             load_preferences,
+            published.PAIRS["Chatbot Arena, JSON"][0][0] | {"winner_model_b": True},
+            "has winner_model_a=1, winner_model_b=True, winner_tie=0; expected one 1",
+        ),
+        (
+            load_preferences,
+            published.PAIRS["Chatbot Arena, JSON"][0][0] | {"winner_model_a": 0},
+            "has winner_model_a=0, winner_model_b=0, winner_tie=0; expected one 1",
+        ),
+        (
+            load_preferences,
             published.PAIRS["ShareGPT pairs"][0][0] | {"chosen": 3},
             "has the answer 3; expected a text, a message or a list of them",
         ),
