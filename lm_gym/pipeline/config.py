@@ -180,6 +180,21 @@ class Pipeline:
         if self.gold is None and self.tiny_kind is None:
             raise ValueError(f"the prompts {self.prompts!r} have no score of their own: give gold, such as vader")
 
+    def sources(self) -> dict[str, str | None]:
+        """What may be a file or a folder of this machine, by its option."""
+        start, given = self.reward_model.start, self.preferences
+        return {
+            "model": self.model,
+            "prompts": self.prompts,
+            "eval_prompts": self.eval_prompts,
+            "gold": self.gold,
+            "sft.demonstrations": self.sft.demonstrations,
+            "preferences.data": given.data,
+            "preferences.test_data": given.test_data,
+            "preferences.judge": given.judge,
+            "reward_model.start": None if start in ("sft", "base") else start,
+        }
+
     @property
     def tiny_kind(self) -> str | None:
         """The kind of a prompt set of tiny, `tiny:<kind>`; None: other prompts."""

@@ -246,6 +246,16 @@ def test_what_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "give sft.demonstrations" in capsys.readouterr().err
     assert main([*flags, "--sft.demonstrations", "x.jsonl"]) == 2
     assert "give gold" in capsys.readouterr().err
+    flags = ["pipeline", "--out", str(tmp_path / "o"), "--prompts", "tiny:requests"]
+    for flag, source, said in (
+        ("--model", "./nothing", "model: could not load './nothing', there is no such file or folder"),
+        ("--eval-prompts", "x.txt", "eval_prompts: there is no file x.txt"),
+        ("--preferences.judge", "hf:./nothing", "preferences.judge: could not load './nothing'"),
+        ("--gold", "py:./nothing.py:f", "gold: could not load './nothing.py'"),
+    ):
+        assert main([*flags, flag, source]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()  # before anything is made
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert main(["pipeline", "--config", str(tmp_path / "list.yaml"), "--out", str(tmp_path / "o")]) == 2
     (tmp_path / "flat.yaml").write_text("rl: 3\n")
