@@ -55,7 +55,7 @@ def task(instruction: str, more: str) -> Cell:
         said = "\n".join(str(row[name]) for name in parts)
         if not {"system", "history"} & set(row):
             return said
-        turns = []
+        turns: list[tuple[str, Any]] = []
         for two in () if missing(row.get("history")) else _list(row, "history"):
             if not isinstance(two, (list, tuple)) or len(two) != 2:
                 raise ValueError(f"has the history {two!r:.60}; expected pairs of an instruction and an answer")
