@@ -68,7 +68,7 @@ def read_items(source: Any, *, what: str, suffixes: Sequence[str] = TABLES, brok
     named = ", or 'tiny:reviews'" if what == "prompt source" else ""
     raise TypeError(
         f"the {what} is of type {type(source).__name__}; expected a list of texts, dicts or message lists, a "
-        f"datasets.Dataset, a path, a hub id{named}"
+        f"datasets.Dataset, a path, a hub id{named}; of a pandas.DataFrame give to_dict('records')"
     )
 
 

@@ -313,6 +313,12 @@ def test_the_nan_of_an_empty_field_is_nothing():
     assert pair.annotator is None
 
 
+def test_a_column_that_stands_twice_in_a_header_is_named(tmp_path):
+    (tmp_path / "twice.csv").write_text("prompt,chosen,chosen,rejected\na,b,c,d\n")
+    with pytest.raises(ValueError, match="line 1: the column 'chosen' stands in the header twice; rename one"):
+        load_preferences(str(tmp_path / "twice.csv"))
+
+
 def test_an_answer_that_is_missing_takes_no_other_along():
     rows = [{"prompt": "p", "response": said, "helpfulness": h} for said, h in ((None, 4), ("a", 3), ("b", 1))]
     with pytest.warns(UserWarning, match="row 0 has no answer in response. 1 rows are left"):
