@@ -66,6 +66,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "normalize_scores": (0, float("inf")),
     "ratio_tolerance": (0, float("inf")),
     "group_size": (2, float("inf")),
+    "seed": (-(2**62), 2**62),
 }
 """Smallest and largest value of a field, in whatever config it stands; None is always allowed where it is a default."""
 
@@ -107,7 +108,7 @@ def _check_numbers(config: AgentConfig) -> None:
     """Refuse what is no number in a field of numbers, and a fraction in one of whole numbers."""
     for key, hint in typing.get_type_hints(type(config)).items():
         kinds, value = set(typing.get_args(hint) or [hint]), getattr(config, key)
-        if value is None or not kinds <= {int, float, type(None)}:
+        if not kinds <= {int, float, type(None)} or (value is None and type(None) in kinds):
             continue
         if kinds & {float}:
             if not isinstance(value, numbers.Real) or isinstance(value, bool) or value != value:

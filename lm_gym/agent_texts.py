@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lm_gym import blame, collect
+from lm_gym.agent_config import whole
 from lm_gym.cached_lm import CachedLM
 from lm_gym.decoding import Completion, Engine, restrict, top_k_ids
 from lm_gym.mdp import AlignmentMDP, Scored
@@ -113,7 +114,7 @@ def complete(agent: LMAgent, prompts: Any, *, greedy: bool, max_new_tokens: int 
     engine = Engine(agent.policy.lm, guide=agent.engine.guide, keep_hidden=True, seed=seed)
     params = replace(agent.generation_params, greedy=greedy, rows=256)
     if max_new_tokens is not None:
-        params = replace(params, max_new_tokens=max_new_tokens)
+        params = replace(params, max_new_tokens=whole("max_new_tokens", max_new_tokens))
     return collect.batched_texts(engine, records_of(agent.mdp, prompts), params)
 
 

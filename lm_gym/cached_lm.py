@@ -172,6 +172,9 @@ class ReferenceAgent:
         self.single = not isinstance(env, gym.vector.VectorEnv)
         self.generator = torch.Generator().manual_seed(seed)
 
+    def __repr__(self) -> str:
+        return f"ReferenceAgent({self.stepper.mdp.reference.name!r})"
+
     def predict(
         self, obs: Any = None, state: Any = None, episode_start: Any = None, deterministic: bool = False
     ) -> Any:

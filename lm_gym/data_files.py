@@ -151,6 +151,9 @@ def _csv(path: Path, data: bytes, broken: Broken) -> Iterator[Item]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # 131,072 characters by default: texts may be longer
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter="\t" if tabs else ",")
     try:
+        names = reader.fieldnames or ()
+        if twice := sorted({name for name in names if list(names).count(name) > 1}):
+            raise ValueError(f"{path}, line 1: the column {twice[0]!r} stands in the header twice; rename one")
         for item in reader:
             where = f"{path.name}, line {reader.line_num},"
             if None in item or None in item.values():

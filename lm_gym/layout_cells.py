@@ -48,14 +48,18 @@ def task(instruction: str, more: str) -> Cell:
     """An instruction, and what it is about in a line below; messages where there is a system prompt or a history."""
 
     def read(row: Row) -> Any:
-        parts = [name for name in (instruction, more) if row.get(name) not in (None, "")]
+        parts = [name for name in (instruction, more) if not missing(row.get(name))]
         for name in parts:
             if not isinstance(row[name], (str, int, float)):
                 raise ValueError(f"has the {name} {row[name]!r:.60}; expected a text")
         said = "\n".join(str(row[name]) for name in parts)
         if not {"system", "history"} & set(row):
             return said
-        turns = [(role, what) for two in row.get("history") or () for role, what in zip(("user", "assistant"), two)]
+        turns: list[tuple[str, Any]] = []
+        for two in () if missing(row.get("history")) else _list(row, "history"):
+            if not isinstance(two, (list, tuple)) or len(two) != 2:
+                raise ValueError(f"has the history {two!r:.60}; expected pairs of an instruction and an answer")
+            turns += zip(("user", "assistant"), two)
         return _messages(row.get("system"), *turns, ("user", said))
 
     return Cell((instruction,), read, optional=(more, "system", "history"))
@@ -69,6 +73,15 @@ def question(*names: str) -> Cell:
 def spoken(column: str) -> Cell:
     """Messages with `role` and `content`, or `from` and `value` as in ShareGPT."""
     return Cell((column,), lambda row: _conversation(row, column), optional=("system",))
+
+
+def nested(column: str, name: str) -> Cell:
+    """Messages that stand under a name of a column, which may be JSON text."""
+
+    def read(row: Row) -> Any:
+        return [message(said) for said in _list({name: at(row, f"{column}.{name}")}, name)]
+
+    return Cell((column,), read)
 
 
 def asked(column: str) -> Cell:
@@ -86,12 +99,15 @@ def last_answer(column: str) -> Cell:
 
 
 def replies(*names: str) -> Cell:
-    """Single messages, lists of them, or texts."""
+    """Single messages or lists of them, which may be JSON text, or texts."""
 
     def one(said: Any) -> Any:
-        if isinstance(said, str):
+        said = _unwritten(said)
+        if isinstance(said, str) or said is None:
             return said
-        return [message(part) for part in ([said] if isinstance(said, Mapping) else said or ())]
+        if not isinstance(said, (Mapping, list, tuple)):
+            raise ValueError(f"has the answer {said!r:.40}; expected a text, a message or a list of them")
+        return [message(part) for part in ([said] if isinstance(said, Mapping) else said)]
 
     return Cell(names, lambda row: [one(row[name]) for name in names])
 
@@ -128,17 +144,21 @@ def post(info: str) -> Cell:
     """A post to be summarised, or an article, as the comparisons of Stiennon et al. (2020) were written."""
 
     def read(row: Row) -> str:
-        given = row[info] or {}
-        if given.get("post") is not None:
-            return f"SUBREDDIT: r/{given['subreddit']}\n\nTITLE: {given['title']}\n\nPOST: {given['post']}\n\nTL;DR:"
-        return f"TITLE: {given['title']}\n\n{given['article']}\n\nTL;DR:"
+        title = at(row, f"{info}.title")
+        try:
+            written = at(row, f"{info}.post")
+        except ValueError:  # an article
+            written = None
+        if written is not None:
+            return f"SUBREDDIT: r/{at(row, f'{info}.subreddit')}\n\nTITLE: {title}\n\nPOST: {written}\n\nTL;DR:"
+        return f"TITLE: {title}\n\n{at(row, f'{info}.article')}\n\nTL;DR:"
 
     return Cell((info,), read)
 
 
 def elements(column: str, name: str) -> Cell:
     """What the elements of a list have under a name."""
-    return Cell((column,), lambda row: [element[name] for element in _list(row, column)])
+    return Cell((column,), lambda row: [at(element, name) for element in _list(row, column)])
 
 
 def others(column: str, *names: str) -> Cell:
@@ -150,7 +170,7 @@ def choice(column: str, *values: str, ties: tuple[str, ...] = ()) -> Cell:
     """A column with a value for each answer that may be the better one, and values for a tie."""
 
     def read(row: Row) -> list[float]:
-        said = _written(row[column])
+        said = as_written(row[column])
         if said not in (*values, *ties):
             raise ValueError(f"has the {column} {row[column]!r:.40}; expected {', '.join((*values, *ties))}")
         return [float(said == value) for value in values]
@@ -161,6 +181,21 @@ def choice(column: str, *values: str, ties: tuple[str, ...] = ()) -> Cell:
 def higher(*names: str) -> Cell:
     """A score an answer; equal ones are a tie."""
     return Cell(names, lambda row: [number(row[name], name) for name in names])
+
+
+def flags(*names: str, tie: str) -> Cell:
+    """A 1 for the better answer or for a tie, and 0 elsewhere."""
+
+    def read(row: Row) -> list[float]:
+        numbers = {"true": "1", "false": "0"}
+        given = {name: as_written(row[name]) for name in (*names, tie) if name in row}
+        given = {name: numbers.get(said, said) for name, said in given.items()}
+        ones = sum(said == "1" for said in given.values())
+        if not {"0", "1"} >= set(given.values()) or ones > 1 or (tie in given and not ones):
+            raise ValueError(f"has {', '.join(f'{k}={row[k]!r:.20}' for k in given)}; expected one 1, and 0 elsewhere")
+        return [float(given[name] == "1") for name in names]
+
+    return Cell(names, read)
 
 
 def signed(column: str) -> Cell:
@@ -175,7 +210,7 @@ def signed(column: str) -> Cell:
 
 def ranks(column: str, name: str) -> Cell:
     """Elements of a list with a rank, 1 for the best."""
-    return Cell((column,), lambda row: [-number(element[name], name) for element in _list(row, column)])
+    return Cell((column,), lambda row: [-number(at(element, name), name) for element in _list(row, column)])
 
 
 def first_is_better() -> Cell:
@@ -186,7 +221,7 @@ def good(column: str) -> Cell:
     """Whether the answer is good."""
 
     def read(row: Row) -> list[float]:
-        said = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}.get(_written(row[column]))
+        said = {"true": 1.0, "1": 1.0, "false": 0.0, "0": 0.0}.get(as_written(row[column]))
         if said is None:
             raise ValueError(f"has the {column} {row[column]!r:.40}; expected true (good) or false")
         return [said]
@@ -200,7 +235,7 @@ def nothing() -> Cell:
 
 # ---- values -----
 def at(row: Row, path: str) -> Any:
-    """The value at a place such as `summaries.0.text`.
+    """The value at a place such as `summaries.0.text`; what it stands in may be JSON text.
 
     Raises:
         ValueError: there is none.
@@ -208,8 +243,9 @@ def at(row: Row, path: str) -> Any:
     value: Any = row
     for part in path.split("."):
         try:
+            value = json.loads(value) if isinstance(value, str) else value
             value = value[int(part)] if isinstance(value, (list, tuple)) else value[part]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
+        except (KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(f"has nothing at {path}") from error
     return value
 
@@ -222,7 +258,7 @@ def number(value: Any, name: str) -> float:
     """
     try:
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = math.nan
     if not math.isfinite(found):
         raise ValueError(f"has the {name} {value!r:.40}; expected a number")
@@ -247,9 +283,14 @@ def message(said: Any) -> dict[str, Any]:
     return {"role": role, "content": said["value"]}
 
 
+def missing(value: Any) -> bool:
+    """Whether nothing stands there: None, an empty text, or the NaN of a table's empty field."""
+    return value is None or (isinstance(value, (str, float)) and (value == "" or value != value))
+
+
 def _messages(system: Any, *turns: tuple[str, Any]) -> list[dict[str, Any]]:
     """Messages of turns (role, content), behind a system prompt where there is one."""
-    spoken = [("system", system), *turns] if system else list(turns)
+    spoken = list(turns) if missing(system) else [("system", system), *turns]
     return [{"role": role, "content": content} for role, content in spoken]
 
 
@@ -284,6 +325,20 @@ def _list(row: Row, name: str) -> Sequence[Any]:
     return found
 
 
+def _unwritten(said: Any) -> Any:
+    """A message or a list of them that was given as JSON text; anything else as it is."""
+    if not isinstance(said, str) or said.lstrip()[:1] not in ("{", "["):
+        return said
+    try:
+        found = json.loads(said)
+    except (ValueError, RecursionError):
+        return said
+    parts = found if isinstance(found, list) else [found]
+    keys = ({"from", "value"}, {"role", "content"})
+    known = parts and all(isinstance(part, Mapping) and any(key <= set(part) for key in keys) for part in parts)
+    return found if known else said
+
+
 def _turns(row: Row, name: str) -> list[str]:
     """A list of texts, null for an empty one."""
     found = ["" if turn is None else turn for turn in _list(row, name)]
@@ -292,7 +347,7 @@ def _turns(row: Row, name: str) -> list[str]:
     return found
 
 
-def _written(value: Any) -> str:
+def as_written(value: Any) -> str:
     """A value as a table may have it: 1.0 and True are "1" and "true"."""
     said = str(value).strip()
     whole = said.removesuffix(".0")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lm_gym.data_files import Item
-from lm_gym.layout_cells import Row
+from lm_gym.layout_cells import Row, missing
 from lm_gym.layouts import LAYOUTS, Layout
 
 PAIRS, FEEDBACK, RANKINGS = "preference data", "feedback data", "ranking data"
@@ -78,11 +78,11 @@ def layout_rows(what: str, items: Sequence[Item], *, gold: bool = False) -> tupl
                     found.append((where, row))
                 continue
             counts = said.setdefault(layout.name, Counter())
-            here = dict.fromkeys((*layout.columns, *(n for n in layout.prompt.optional if row.get(n))))
+            here = dict.fromkeys((*layout.columns, *(n for n in layout.prompt.optional if not missing(row.get(n)))))
             columns[layout.name] = tuple(dict.fromkeys((*columns.get(layout.name, ()), *here)))
             counts["rows"] += 1
             if layout.together and what != PROMPTS:
-                layout.scores.read(row)  # a row without one is not to take its fellows along
+                _columns(layout, row, set())  # a row without an answer or a score is not to take its fellows along
                 together.setdefault((layout.name, repr(layout.prompt.read(row))), []).append((where, row))
                 continue
             for new in list(_read(layout, [row], what, counts, gold)):
@@ -201,15 +201,18 @@ def _columns(layout: Layout, row: Row, used: set[str]) -> tuple[list[Any], list[
         details = layout.details.read(row)
     else:
         details = [{k: v for k, v in row.items() if layout.together and k not in used}] * len(answers)
-    if not answers:
-        raise ValueError("has no answers")
+    if not answers or any(answer is None for answer in answers):
+        raise ValueError(f"has no answer in {' or '.join(layout.answers.columns)}")
     return answers, scores, details
 
 
 def _said(prompt: Any, answer: Any) -> Any:
     """An answer of the prompt's kind."""
-    spoken = not isinstance(prompt, str) and isinstance(answer, str)
-    return [{"role": "assistant", "content": answer}] if spoken else answer
+    if isinstance(prompt, str) or isinstance(answer, (list, tuple)):
+        return answer
+    if not isinstance(answer, str):
+        raise ValueError(f"has the answer {answer!r:.40}; expected a text")
+    return [{"role": "assistant", "content": answer}]
 
 
 def _row(old: Row, used: Any, scores: Sequence[str], new: dict[str, Any]) -> dict[str, Any]:

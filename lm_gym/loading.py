@@ -82,6 +82,8 @@ def load_model(
 
 
 def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check: bool) -> CausalLM:
+    if isinstance(tokenizer, (str, Path)):
+        refuse_missing_path(str(tokenizer), "tokenizer")
     where, precision = resolve_device(device), resolve_dtype(dtype)
     if isinstance(model, nn.Module):
         if not hasattr(model, "get_output_embeddings"):

@@ -59,7 +59,7 @@ class PolicyGradientConfig(AgentConfig):
     normalize_scores: int = 0
     """Above 0: scores to mean 0 and standard deviation 1 of so many samples of the reference. Rescales β."""
     engine: str = "builtin"
-    """What decodes the texts of an update: "builtin", or "vllm" (the extra lm-gym[vllm])."""
+    """What decodes the texts of an update: "builtin", or "vllm" (the extra `vllm`)."""
     ratio_tolerance: float = 1e-3
     """|log ratio| of the first minibatch above which a warning names the worst token (.5 in 16-bit)."""
     autocast: str | None = None

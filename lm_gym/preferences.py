@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from lm_gym.chat import behind, in_one_form, template_options
 from lm_gym.continuations import Continuation, continuation
 from lm_gym.data_rows import Rows
+from lm_gym.layout_cells import as_written, missing
 from lm_gym.layout_rows import FEEDBACK, PAIRS, RANKINGS
 from lm_gym.prompts import kind_problem
 from lm_gym.rewards import Text
@@ -193,7 +194,7 @@ def feedback_of(row: Mapping[str, Any]) -> Feedback:
     _need(row, "prompt", "completion", "label")
     _check(prompt=row["prompt"], completion=row["completion"])
     given = row["label"]
-    good = {"true": True, "false": False, "1": True, "0": False}.get(str(given).strip().lower())
+    good = {"true": True, "false": False, "1": True, "0": False}.get(as_written(given).lower())
     if good is None:
         raise ValueError(f"has the label {given!r}; expected true (good) or false")
     prompt = _in_one_form(row["prompt"])
@@ -262,7 +263,7 @@ def _reply_of_transcript(shared: str) -> int:
 def _need(row: Mapping[str, Any], *names: str) -> None:
     lacking = [name for name in names if row.get(name) is None]
     if lacking:
-        there = ", ".join(repr(name) for name in row) or "nothing"
+        there = ", ".join(repr(name) for name, value in row.items() if value is not None) or "nothing"
         raise ValueError(f"has no {' and no '.join(repr(name) for name in lacking)}, only {there}")
 
 
@@ -298,7 +299,7 @@ def _number(row: Mapping[str, Any], name: str) -> float | None:
 
 def _annotator(row: Mapping[str, Any]) -> str | None:
     value = row.get("annotator")
-    return None if value is None or value == "" else str(value)
+    return None if missing(value) else str(value)
 
 
 def _others(row: Mapping[str, Any], *known: str) -> dict[str, Any]:

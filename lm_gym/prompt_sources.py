@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lm_gym.data_files import SUFFIXES, TABLES, Broken, Item, kinds, names_a_file, read_file
 from lm_gym.layout_rows import PROMPTS, layout_rows
 from lm_gym.local_paths import refuse_missing_path
@@ -62,12 +64,19 @@ def read_items(source: Any, *, what: str, suffixes: Sequence[str] = TABLES, brok
             '([{"prompt": ...}, ...]) or one dataset of it, such as source["train"]'
         )
     if isinstance(source, (list, tuple)):
-        return [(f"row {index}", item) for index, item in enumerate(source)]
+        return [(f"row {index}", _lists(item)) for index, item in enumerate(source)]
     named = ", or 'tiny:reviews'" if what == "prompt source" else ""
     raise TypeError(
         f"the {what} is of type {type(source).__name__}; expected a list of texts, dicts or message lists, a "
-        f"datasets.Dataset, a path, a hub id{named}"
+        f"datasets.Dataset, a path, a hub id{named}; of a pandas.DataFrame give to_dict('records')"
     )
+
+
+def _lists(value: Any) -> Any:
+    """A row with lists in place of arrays of objects, which is how pandas reads the lists of a Parquet file."""
+    if isinstance(value, np.ndarray) and value.dtype == object:
+        return [_lists(part) for part in value]
+    return {name: _lists(part) for name, part in value.items()} if type(value) is dict else value
 
 
 def _refuse_one_conversation(items: Sequence[Any]) -> None:

@@ -7,6 +7,7 @@ it. Reading the sources is in `lm_gym.prompt_sources`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,11 @@ SHOWN = 5
 
 ENDLESS = 100_000
 """Characters from which on a prompt's length is first looked at by so many of them."""
+
+WRITTEN_MESSAGES = re.compile(
+    r"""\s*\[\s*\{(?=.*['"]role['"]\s*:\s*['"](system|user|assistant)['"])(?=.*['"]content['"]\s*:)""", re.S
+)
+"""Messages as a CSV file has them, in JSON or in Python's way. As a text they would be trained on, brackets and all."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +154,8 @@ def _check_kinds(rows: Sequence[Row]) -> None:
 def kind_problem(prompt: Any) -> str:
     """What is wrong with the kind of a prompt (or of a completion), or nothing."""
     if isinstance(prompt, str):
+        if WRITTEN_MESSAGES.match(prompt):
+            return f"is a list of messages written out as text ({prompt!r:.60}): give the list itself, as .jsonl has it"
         return "" if _encodable(prompt) else "has characters that are no Unicode text (a lone surrogate)"
     if not isinstance(prompt, (list, tuple)):
         return f"is {type(prompt).__name__} {prompt!r:.60}"

@@ -76,15 +76,15 @@ def _biases(results: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def probe_findings(probes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def probe_findings(probes: Sequence[Mapping[str, Any]], gold_name: str = "gold") -> Iterator[str]:
     """Changes that pay and should not, of the rows of :func:`lm_gym.reward_probes.probe`."""
     for row in probes:
         known = row["gold"] is not None
         if row["judge"] >= PAID and (row["gold"] <= 0 if known else row["gains"] >= ALWAYS):
-            gold = f"; the gold {row['gold']:+.2f}" if known else ""
+            gold = f" (that of the {gold_name} by {row['gold']:+.2f})" if known else ""
             yield (
-                f"It pays for nothing: with {row['name']} the score moves by {row['judge']:+.2f} standard deviations "
-                f"and raises it for {row['gains']:.0%} of the texts{gold}. A policy will find that."
+                f"It pays for nothing: with {row['name']} the score moves by {row['judge']:+.2f} standard deviations"
+                f"{gold}, and rises for {row['gains']:.0%} of the texts. A policy will find that."
             )
 
 

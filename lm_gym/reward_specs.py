@@ -128,6 +128,12 @@ def _entry_point(name: str, spec: str = "") -> EntryPoint:
             "'pip install -e .' in its folder"
         )
     names = sorted(set(found) - set(PREFIXES))
+    file, _, attribute = name.partition(":")
+    if file.endswith(".py"):
+        raise ValueError(f"unknown reward model {name!r}. Did you mean 'py:{file}:{attribute or '<function>'}'?")
+    if Path(name).is_dir() or Path(name).suffix in (".yaml", ".yml", ".json"):
+        kind = "hf" if Path(name).is_dir() else "combine"
+        raise ValueError(f"unknown reward model {name!r}. Did you mean '{kind}:{name}'?")
     hint = (
         "hf:<hub id or folder>, http://host/path, combine:<file.yaml> and py:module:attribute are the other forms"
         if ":" not in name

@@ -82,7 +82,7 @@ def run_findings(before: Seen, after: Seen, probes: Sequence[Mapping[str, Any]] 
         probes: what changes of a text earn that should earn nothing, as :func:`lm_gym.reward_probes.probe` finds them.
     """
     signs = [*_signs(before, after)]
-    weakness = [*probe_findings(probes)]
+    weakness = [*probe_findings(probes, "watching judge")]
     if len(signs) >= SIGNS and _rose(before, after):
         verdict = (
             f"The judge may be exploited (reward hacking): its score rose from {before.reward:.3f} to "

@@ -376,7 +376,13 @@ def test_unknown_fields_and_models_are_told_apart() -> None:
 @pytest.mark.parametrize("value", [100.5, "5", math.nan, math.inf, True, 0])
 def test_counts_are_whole_numbers_everywhere(value: Any) -> None:
     agent = PPO(gym.make("LMAlignExact-v0"))
-    for call in (agent.learn, lambda n: agent.evaluate(n=n), lambda n: agent.learn(10, save_every=n)):
+    calls = (
+        agent.learn,
+        lambda n: agent.evaluate(n=n),
+        lambda n: agent.learn(10, save_every=n),
+        lambda n: agent.complete(agent.mdp.prompts, max_new_tokens=n),
+    )
+    for call in calls:
         with pytest.raises(ValueError, match=r"expected at least 1, a whole number, got "):
             call(value)
     with pytest.raises(ValueError, match="batch_size expected "):
@@ -384,7 +390,15 @@ def test_counts_are_whole_numbers_everywhere(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("epochs", 1.5), ("seed", 0.5), ("learning_rate", "a"), ("vf_coef", math.nan)]
+    ("field", "value"),
+    [
+        ("epochs", 1.5),
+        ("seed", 0.5),
+        ("seed", None),
+        ("batch_size", None),
+        ("learning_rate", "a"),
+        ("vf_coef", math.nan),
+    ],
 )
 def test_fields_of_numbers_take_numbers(field: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{field} expected a .*number, got "):

@@ -7,6 +7,7 @@ import math
 
 import datasets
 import gymnasium as gym
+import pandas
 import published_rows as published
 import pytest
 import torch
@@ -237,7 +238,37 @@ def test_values_may_be_written_out_as_in_a_table_of_texts():
         (
             load_preferences,
             published.PAIRS["Nectar"][0][0] | {"answers": ["x", "y"]},
-            "has other values than its layout",
+            "has nothing at answer",
+        ),
+        (
+            load_preferences,
+            published.PAIRS["WebGPT comparisons"][0][0] | {"score_0": 10**400},
+            "has the score_0 1000.*; expected a number",
+        ),
+        (
+            load_preferences,
+            published.PAIRS["Chatbot Arena, JSON"][0][0] | {"winner_model_b": True},
+            "has winner_model_a=1, winner_model_b=True, winner_tie=0; expected one 1",
+        ),
+        (
+            load_preferences,
+            published.PAIRS["Chatbot Arena, JSON"][0][0] | {"winner_model_a": 0},
+            "has winner_model_a=0, winner_model_b=0, winner_tie=0; expected one 1",
+        ),
+        (
+            load_preferences,
+            published.PAIRS["ShareGPT pairs"][0][0] | {"chosen": 3},
+            "has the answer 3; expected a text, a message or a list of them",
+        ),
+        (
+            lambda rows: load_demonstrations(rows, None),
+            {"instruction": "Say a", "input": "", "output": None, "text": "Say a. a"},
+            "has no answer in output",
+        ),
+        (
+            lambda rows: load_demonstrations(rows, None),
+            {"instruction": "Say a", "input": "", "output": "a", "history": ["q"]},
+            "has the history 'q'; expected pairs",
         ),
         (
             load_feedback,
@@ -254,6 +285,61 @@ def test_values_may_be_written_out_as_in_a_table_of_texts():
 def test_rows_that_a_layout_cannot_be_read_from_are_named(load, row, message):
     with pytest.raises(ValueError, match=message):
         load([row])
+
+
+@pytest.mark.parametrize("name", published.PAIRS)
+def test_a_table_of_texts_has_its_lists_and_objects_as_json(name):
+    rows, expected = published.PAIRS[name]
+    as_json = lambda value: json.dumps(value) if isinstance(value, (list, dict)) else value
+    found = load_preferences([{column: as_json(value) for column, value in row.items()} for row in rows])
+    assert [(p.prompt, p.chosen, p.rejected, p.label, p.margin) for p in found] == [pair[:5] for pair in expected]
+
+
+@pytest.mark.parametrize("name", published.PAIRS)
+def test_rows_of_pandas_are_those_of_their_file(name, tmp_path):
+    rows, expected = published.PAIRS[name]
+    datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "rows.parquet"))
+    found = load_preferences(pandas.read_parquet(tmp_path / "rows.parquet").to_dict("records"))
+    assert [(p.prompt, p.chosen, p.rejected, p.label, p.margin) for p in found] == [pair[:5] for pair in expected]
+
+
+def test_the_nan_of_an_empty_field_is_nothing():
+    row = {"instruction": "Say a", "output": "a"}
+    expected = load_demonstrations([row | {"input": ""}], tokenizer())
+    assert load_demonstrations([row | {"input": math.nan}], tokenizer()) == expected
+    expected = load_demonstrations([row | {"input": "", "system": None}], chat_tokenizer())
+    assert load_demonstrations([row | {"input": "", "system": math.nan}], chat_tokenizer()) == expected
+    [pair] = load_preferences([{"prompt": "p", "chosen": "a", "rejected": "b", "annotator": math.nan}])
+    assert pair.annotator is None
+
+
+def test_a_column_that_stands_twice_in_a_header_is_named(tmp_path):
+    (tmp_path / "twice.csv").write_text("prompt,chosen,chosen,rejected\na,b,c,d\n")
+    with pytest.raises(ValueError, match="line 1: the column 'chosen' stands in the header twice; rename one"):
+        load_preferences(str(tmp_path / "twice.csv"))
+
+
+def test_an_answer_that_is_missing_takes_no_other_along():
+    rows = [{"prompt": "p", "response": said, "helpfulness": h} for said, h in ((None, 4), ("a", 3), ("b", 1))]
+    with pytest.warns(UserWarning, match="row 0 has no answer in response. 1 rows are left"):
+        [pair] = load_preferences(rows, unusable="drop")
+    assert (pair.chosen, pair.rejected, pair.margin) == ("a", "b", 2.0)
+
+
+@pytest.mark.parametrize("write", [json.dumps, str])
+def test_messages_that_are_written_as_a_text_are_no_text(write):
+    prompt = [{"content": "Hi", "role": "user"}]
+    answers = [write([*prompt, {"content": said, "role": "assistant"}]) for said in ("a", "b")]
+    doors = [
+        lambda: load_preferences([{"prompt": "Hi", "chosen": answers[0], "rejected": answers[1]}]),
+        lambda: load_feedback([{"prompt": "Hi", "completion": answers[0], "label": True}]),
+        lambda: load_demonstrations([{"prompt": "Hi", "completion": answers[0]}], tokenizer()),
+        lambda: load_prompts([write(prompt)], tokenizer()),
+    ]
+    for door in doors:
+        with pytest.raises(ValueError, match="a list of messages written out as text"):
+            door()
+    assert load_preferences([{"prompt": "Hi", "chosen": '[{"role": 1}]', "rejected": "[]"}])  # JSON may be an answer
 
 
 def test_nothing_is_said_of_trls_own_columns(caplog):

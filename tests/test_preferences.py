@@ -140,7 +140,7 @@ def test_what_is_no_source_says_so(source, message):
 
 
 def test_feedback():
-    rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, "False", 1)]
+    rows = [{"prompt": "a", "completion": "b", "label": good} for good in (True, "False", 1.0)]
     assert [f.good for f in load_feedback(rows)] == [True, False, True]
     assert load_feedback([{"prompt": [USER], "completion": [BLUE], "label": True, "kind": "x"}]) == [
         Feedback([USER], [BLUE], True, columns={"kind": "x"})

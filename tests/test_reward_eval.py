@@ -185,7 +185,7 @@ def test_a_judge_that_pays_for_repeating_a_word_shows():
 
     results, _ = evaluated(likes_repeating)
     [line] = about(results, "with the last word, eight times more")
-    assert "raises it for 100% of the texts; the gold -" in line
+    assert "(that of the gold by -" in line and "rises for 100% of the texts" in line
     assert about(results, "Bias, repetition: the judge's scores rise with more")
 
 
@@ -248,6 +248,7 @@ def test_the_page_is_one_file_without_network_and_hides_no_markup(tmp_path):
     assert json.loads((tmp_path / "reward_eval.json").read_text())["pairs"] == 2
 
 
+@pytest.mark.filterwarnings("default:1 of 61 rows")
 def test_the_command(tmp_path, capsys):
     data = write_preferences(tmp_path / "test.jsonl", label_pairs(world_pairs(60), Annotators(flipped=0.3)))
     flags = ["--data", str(data), "--gold", "tiny-sentiment", "--out", str(tmp_path / "page")]
@@ -256,6 +257,14 @@ def test_the_command(tmp_path, capsys):
     assert "gap         0.0%" in out and "gold order  100.0%" in out
     assert "! Flipped labels" in out
     assert (tmp_path / "page" / "reward_eval.html").is_file()
+    with data.open("a") as more:
+        more.write('{"prompt": "p", "chosen": null, "rejected": "b"}\n')
+    assert main(["reward", "eval", "--reward", "tiny-sentiment", *flags]) == 2
+    assert "unusable=drop" in capsys.readouterr().err
+    flags += ["--unusable", "drop"]
+    assert main(["reward", "eval", "--reward", "tiny-sentiment", *flags]) == 0
+    assert "1 of 61 rows of the preference data cannot be used and are left out" in capsys.readouterr().err
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[:-1]))
     assert main(["reward", "eval", "--reward", "length?target=5", *flags]) == 2
     assert "reads token ids: give a tokenizer" in capsys.readouterr().err
     assert main(["reward", "eval", "--reward", "tiny-sentiment", "--by", "colour", *flags]) == 2

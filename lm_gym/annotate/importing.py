@@ -118,8 +118,10 @@ def _pairs(row: Mapping[str, Any]) -> Iterator[Pair]:
         rest = _rest(row, "prompt", "completions", "gold")
         if row.get("gold") is not None and len(completions) > 2:
             raise ValueError("has a gold answer for more than two completions; give two")
-        for one, other in itertools.combinations(completions, 2):
-            yield Pair(_prompt(row), one, other, rest, _gold(row))
+        ranks = _ranks(row, len(completions))
+        for (one, first), (other, second) in itertools.combinations(zip(completions, ranks), 2):
+            known = None if first is None else 0 if first == second else -2 if first < second else 2
+            yield Pair(_prompt(row), one, other, rest, known if row.get("gold") is None else _gold(row))
         return
     if row.get("chosen") is None or row.get("rejected") is None:
         there = ", ".join(map(repr, row)) or "nothing"
@@ -211,6 +213,21 @@ def _said(row: Mapping[str, Any]) -> int:
         raise ValueError(f"has the label {given!r:.40}; expected P(chosen is better), 0 to 1")
     size = max(1, round(4 * abs(label - 0.5)))
     return 0 if label == 0.5 else -size if label > 0.5 else size
+
+
+def _ranks(row: Mapping[str, Any], count: int) -> list[Any]:
+    """A number a completion, 1 for the best, where the row has them (TRL's rankings); else as many None.
+
+    Raises:
+        ValueError: they are no numbers, or of another count.
+    """
+    given = row.get("ranks")
+    if given is None:
+        return [None] * count
+    numbers = isinstance(given, (list, tuple)) and all(isinstance(r, (int, float)) and r == r for r in given)
+    if not numbers or len(given) != count:
+        raise ValueError(f"has the ranks {given!r:.60}; expected {count} numbers, 1 for the best")
+    return list(given)
 
 
 def _prompt(row: Mapping[str, Any]) -> Any:

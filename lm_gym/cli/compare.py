@@ -201,10 +201,8 @@ def _said(call: Call, settings: Any, done: Any) -> str:
     """What the numbers rest on, and where they are."""
     tokens = [row.tokens for row in done.rows if row.tokens]
     trained = f"{min(tokens):,} to {max(tokens):,} tokens" if tokens else "nothing"
-    lines = [
-        f"Trained on {trained} a run ({settings.total_tokens:,} asked for); seeds 0 to {settings.seeds - 1}; the last "
-        "checkpoint."
-    ]
+    seeds = f"seeds 0 to {settings.seeds - 1}" if settings.seeds > 1 else "seed 0"
+    lines = [f"Trained on {trained} a run ({settings.total_tokens:,} asked for); {seeds}; the last checkpoint."]
     if settings.tune_trials:
         counts: dict[str, int] = {}
         for (agent, _, _), count in done.tuned.items():

@@ -24,6 +24,8 @@ class Reward:
     """The pairs that it was trained on: for distances, coverage and leaks."""
     policy_data: str | None = None
     """Pairs of the trained policy's own samples (lm-gym preferences make --model <run>)."""
+    unusable: Literal["error", "drop"] = "error"
+    """Rows that are no pairs refuse the whole, or are left out and counted in a warning."""
     by: str | None = None
     """Column with kinds of prompt; None: the first of kind, topic and annotator that differs."""
     tokenizer: str | None = None
@@ -61,9 +63,10 @@ def evaluate_reward(options: Reward) -> int:
         import torch
 
         torch.set_num_threads(options.threads)
-    data = load_preferences(options.data)
-    train = None if options.train_data is None else load_preferences(options.train_data)
-    policy = None if options.policy_data is None else load_preferences(options.policy_data)
+    read = lambda source: load_preferences(source, unusable=options.unusable)
+    data = read(options.data)
+    train = None if options.train_data is None else read(options.train_data)
+    policy = None if options.policy_data is None else read(options.policy_data)
     judges = [load_reward_model(name) for name in options.reward]
     gold = None if options.gold is None else load_reward_model(options.gold)
     tokenizer = None if options.tokenizer is None else _tokenizer(options.tokenizer)

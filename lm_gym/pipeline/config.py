@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lm_gym.agent import LMAgent
 from lm_gym.agent_config import make_config
 from lm_gym.agents.ppo import PPO
 from lm_gym.agents.sft import SFT
+from lm_gym.choices import check_choice
+from lm_gym.data_rows import UNUSABLE
 from lm_gym.guard import Guard
 from lm_gym.preference_data import Annotators
 from lm_gym.reward_models.bradley_terry import RewardModelConfig
@@ -56,6 +58,8 @@ class PreferenceStage:
     """Pairs from a file instead, in any of TRL's formats; then nothing is drawn or labelled."""
     test_data: str | None = None
     """Held-out pairs beside `data`."""
+    unusable: Literal["error", "drop"] = "error"
+    """Rows of the two that are no pairs refuse the whole, or are left out and counted in a warning."""
     judge: str | None = None
     """The score that the annotators look at, a reward model; None: the gold score."""
     pairs: int = 3000
@@ -69,6 +73,9 @@ class PreferenceStage:
         _at_least(self, pairs=1, test_pairs=1)
         if (self.data is None) != (self.test_data is None):
             raise ValueError("preferences expected data and test_data, or neither")
+        check_choice("preferences.unusable", self.unusable, UNUSABLE)
+        if self.data is None and self.unusable != "error":
+            raise ValueError("preferences.unusable is of the rows of preferences.data, and there are none")
         if self.data is not None and self.judge is not None:
             raise ValueError("preferences.judge would do nothing: the pairs of preferences.data are labelled already")
 
@@ -172,6 +179,21 @@ class Pipeline:
             raise ValueError("sft.count expected at least 1: tiny's world writes as many demonstrations as one likes")
         if self.gold is None and self.tiny_kind is None:
             raise ValueError(f"the prompts {self.prompts!r} have no score of their own: give gold, such as vader")
+
+    def sources(self) -> dict[str, str | None]:
+        """What may be a file or a folder of this machine, by its option."""
+        start, given = self.reward_model.start, self.preferences
+        return {
+            "model": self.model,
+            "prompts": self.prompts,
+            "eval_prompts": self.eval_prompts,
+            "gold": self.gold,
+            "sft.demonstrations": self.sft.demonstrations,
+            "preferences.data": given.data,
+            "preferences.test_data": given.test_data,
+            "preferences.judge": given.judge,
+            "reward_model.start": None if start in ("sft", "base") else start,
+        }
 
     @property
     def tiny_kind(self) -> str | None:

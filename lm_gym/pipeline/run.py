@@ -11,7 +11,7 @@ from lm_gym.folders import locked
 from lm_gym.pipeline.config import STAGES, Pipeline
 from lm_gym.pipeline.context import Context, Stopped
 from lm_gym.pipeline.evaluation import EVALUATION
-from lm_gym.pipeline.stage import RECORD, Record, kept, key_of, make
+from lm_gym.pipeline.stage import RECORD, Record, check_there, kept, key_of, make
 from lm_gym.pipeline.stages import TRAINING, Stage
 from lm_gym.runinfo import plain, run_info, write_config
 
@@ -47,6 +47,8 @@ def run_pipeline(
     last = len(STAGES) - 1 if until is None else _place("until", until)
     if first > last:
         raise ValueError(f"expected to start with a stage before the last one, got start={start!r} and until={until!r}")
+    for what, source in config.sources().items():  # hours before the stage that reads it
+        check_there(what, source)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise ValueError(f"out expected a folder, and {out} is a file")

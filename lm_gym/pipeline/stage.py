@@ -18,6 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lm_gym.data_files import SUFFIXES, names_a_file
+from lm_gym.local_paths import refuse_missing_path
 from lm_gym.runinfo import file_hash, plain, write_atomically
 
 RECORD, UNFINISHED, SPENT = "stage.json", "unfinished.json", "spent.json"
@@ -69,6 +71,24 @@ def identity(source: str | None) -> str | None:
     if prefix == "py:" and ":" in name:
         name, _, attribute = name.rpartition(":")
     return f"{prefix}{digest(Path(name))}:{attribute}{mark}{options}" if Path(name).exists() else source
+
+
+def check_there(what: str, source: str | None) -> None:
+    """Refuse a source that can only be a file or folder here and is not.
+
+    Raises:
+        ValueError: names it, and what is near.
+    """
+    if source is None or "://" in source:
+        return
+    prefix = next((p for p in LOCAL if source.startswith(p)), "")
+    name = source.removeprefix(prefix).partition("?")[0]
+    if Path(name).exists():
+        return
+    name = name.rpartition(":")[0] if prefix == "py:" else name.partition(":")[0]
+    if names_a_file(name, SUFFIXES) and not Path(name).expanduser().exists():
+        raise ValueError(f"{what}: there is no file {name} (looked in {Path.cwd()})")
+    refuse_missing_path(name, what)
 
 
 def kept(out: Path, stage: str, key: str | None = None) -> Record | str:

@@ -157,6 +157,8 @@ def _asked(row: Mapping[str, Any]) -> Any:
 def preference_inputs(ctx: Context) -> dict[str, Any]:
     section = dataclasses.asdict(ctx.config.preferences)
     section |= {name: identity(section[name]) for name in ("data", "test_data", "judge")}
+    if section["unusable"] == "error":
+        del section["unusable"]  # as it was before there was a choice: results stay
     if section["data"] is not None:  # nothing is drawn from the model
         return {"preferences": section}
     return general(ctx.config) | {"preferences": section, "policy": ctx.records["sft"].products[POLICY]}
@@ -166,7 +168,7 @@ def preferences(ctx: Context, place: Workplace) -> dict[str, Any]:
     """Pairs of the fine-tuned model, labelled; numbers: labels, tokens of the texts, agreement with the score."""
     config = ctx.config.preferences
     if config.data is not None and config.test_data is not None:
-        train, test = load_preferences(config.data), load_preferences(config.test_data)
+        train, test = (load_preferences(data, unusable=config.unusable) for data in (config.data, config.test_data))
         leaked = {repr(p.prompt) for p in train} & {repr(p.prompt) for p in test}
         if leaked:
             raise ValueError(

@@ -62,6 +62,13 @@ def test_a_label_that_is_no_probability_is_named() -> None:
         assert where == "row 0" and "expected P(chosen is better), 0 to 1" in why
 
 
+def test_ranks_are_known_answers() -> None:
+    found = read_pairs([{"prompt": "p", "completions": ["x", "y", "z"], "ranks": [2, 1, 2]}])
+    assert [(pair.a, pair.b, pair.gold) for pair in found.pairs] == [("x", "y", 2), ("x", "z", 0), ("y", "z", -2)]
+    [(_, why)] = read_pairs([{"prompt": "p", "completions": ["x", "y"], "ranks": [1]}]).unusable
+    assert why == "has the ranks [1]; expected 2 numbers, 1 for the best"
+
+
 def test_several_completions_make_every_pair() -> None:
     found = read_pairs([{"prompt": "p", "completions": ["x", "y", "z"]}])
     assert [(pair.a, pair.b) for pair in found.pairs] == [("x", "y"), ("x", "z"), ("y", "z")]

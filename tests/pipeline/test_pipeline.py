@@ -198,9 +198,11 @@ def test_the_guard_looks_at_training_prompts_that_are_not_trained_on(copy: Path)
     assert trained_on and not trained_on & {p.text for p in looked_at}
 
 
-def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
+def test_what_is_not_asked_for_changes_no_stage(whole: Path) -> None:
     inputs = json.loads((whole / "rl" / "stage.json").read_text())["inputs"]["rl"]
     assert not [name for name in inputs if name.startswith("guard")]
+    inputs = json.loads((whole / "preferences" / "stage.json").read_text())["inputs"]["preferences"]
+    assert "unusable" not in inputs
 
 
 @pytest.mark.parametrize(
@@ -218,6 +220,7 @@ def test_without_a_guard_the_stage_depends_on_nothing_new(whole: Path) -> None:
         ("preferences", {"annotators": {"temperature": -1}}, "temperature expected"),
         ("preferences", {"pairs": 0}, "pairs expected at least 1"),
         ("preferences", {"data": "pairs.jsonl"}, "data and test_data, or neither"),
+        ("preferences", {"unusable": "drop"}, "preferences.unusable is of the rows of preferences.data"),
         ("evaluation", {"best_of_n": 1}, "best_of_n expected at least 2"),
         ("reward_model", {"model": "tiny"}, "unknown key 'model'"),
     ],
@@ -243,6 +246,16 @@ def test_what_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "give sft.demonstrations" in capsys.readouterr().err
     assert main([*flags, "--sft.demonstrations", "x.jsonl"]) == 2
     assert "give gold" in capsys.readouterr().err
+    flags = ["pipeline", "--out", str(tmp_path / "o"), "--prompts", "tiny:requests"]
+    for flag, source, said in (
+        ("--model", "./nothing", "model: could not load './nothing', there is no such file or folder"),
+        ("--eval-prompts", "x.txt", "eval_prompts: there is no file x.txt"),
+        ("--preferences.judge", "hf:./nothing", "preferences.judge: could not load './nothing'"),
+        ("--gold", "py:./nothing.py:f", "gold: could not load './nothing.py'"),
+    ):
+        assert main([*flags, flag, source]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()  # before anything is made
     (tmp_path / "list.yaml").write_text("- 1\n")
     assert main(["pipeline", "--config", str(tmp_path / "list.yaml"), "--out", str(tmp_path / "o")]) == 2
     (tmp_path / "flat.yaml").write_text("rl: 3\n")
