@@ -24,8 +24,9 @@ LENGTH = 1.5
 """Times, up or down."""
 SURE = 2.0
 """Standard errors by which the reward must have risen, where they are known."""
-SIGNS = 2
-"""With so many signs beside a reward that rose, the first sentence says what they add up to."""
+SIGNS = 3
+"""With so many signs beside a reward that rose, the first sentence says what they add up to. A second judge that does
+not follow counts twice: it is the one that looks at what the texts are worth."""
 
 NAMES = {
     "reward": "objective/scores",
@@ -81,16 +82,16 @@ def run_findings(before: Seen, after: Seen, probes: Sequence[Mapping[str, Any]] 
         before, after: what the untrained and the trained policy wrote.
         probes: what changes of a text earn that should earn nothing, as :func:`lm_gym.reward_probes.probe` finds them.
     """
-    signs = [*_signs(before, after)]
-    weakness = [*probe_findings(probes, "watching judge")]
-    if len(signs) >= SIGNS and _rose(before, after):
+    signs, unfollowed = [*_signs(before, after)], [*_watched(before, after)]
+    shown, weakness = [*signs, *unfollowed], [*probe_findings(probes)]
+    if len(signs) + 2 * len(unfollowed) >= SIGNS and _rose(before, after):
         verdict = (
             f"The judge may be exploited (reward hacking): its score rose from {before.reward:.3f} to "
-            f"{after.reward:.3f}, and {len(signs)} signs below say that the texts did not get better. Read them, and "
+            f"{after.reward:.3f}, and {len(shown)} signs below say that the texts did not get better. Read them, and "
             "try a larger kl_coef, fewer tokens, or another judge."
         )
-        return [verdict, *signs, *weakness]
-    return [*signs, *weakness]
+        return [verdict, *shown, *weakness]
+    return [*shown, *weakness]
 
 
 def _rose(before: Seen, after: Seen) -> bool:
@@ -121,7 +122,6 @@ def _signs(before: Seen, after: Seen) -> Iterator[str]:
             f"Length: {after.length / before.length:.1f} times what it was ({before.length:.1f} to {after.length:.1f} "
             "tokens). Does the judge pay for it?"
         )
-    yield from _watched(before, after)
 
 
 def _watched(before: Seen, after: Seen) -> Iterator[str]:

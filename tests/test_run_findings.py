@@ -55,6 +55,17 @@ def test_one_sign_is_said_without_a_verdict(change: dict[str, float], said: str)
     assert line.startswith(said)
 
 
+def test_two_signs_are_a_verdict_only_where_the_watching_judge_does_not_follow() -> None:
+    two = {**vars(HEALTHY), "ended": 0.5, "distinct_2": 0.4}
+    assert [line.split(":")[0] for line in run_findings(BEFORE, Seen(**two))] == [
+        "Texts no longer end",
+        "The texts grew alike",
+    ]
+    watched = {"watch": 0.2, "watch_std": 0.5}
+    found = run_findings(Seen(**{**vars(BEFORE), **watched}), Seen(**{**vars(HEALTHY), "ended": 0.5, "watch": 0.1}))
+    assert found[0].startswith("The judge may be exploited") and len(found) == 3
+
+
 def test_signs_without_a_reward_that_rose_are_no_verdict() -> None:
     """.125 ± .04 and .21 ± .05 are no further apart than two standard errors (.128)."""
     found = run_findings(BEFORE, Seen(**{**vars(HACKED), "reward": 0.21}))
