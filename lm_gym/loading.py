@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from lm_gym.adapters import adapter_base, with_adapter
 from lm_gym.local_paths import refuse_missing_path
 from lm_gym.models import CausalLM, EncoderDecoder, TransformersLM, refuse_encoder_decoder
 from lm_gym.weight_shapes import oversized
@@ -23,6 +25,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained`` of weights. Code in a model's repository is never run: there is no option."""
 
+
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, StrictDataclassError, RecursionError)
+"""What ``transformers`` raises of a config whose numbers cannot be (no heads, a text for a size)."""
 
 LOADING = threading.RLock()
 """Held while anything is loaded: ``transformers`` changes globals of torch meanwhile and is imported piece by piece, so
@@ -107,17 +112,25 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     else:
         refuse_missing_path(name, what)
+    base = None
     try:
+        base = None if extra else adapter_base(source)
+        weights = base or source
         if not extra:
-            refuse_encoder_decoder(AutoConfig.from_pretrained(source, trust_remote_code=False), name)
-        loaded = pretrained(AutoModelForCausalLM, source, what=what, dtype=precision, **extra)
+            refuse_missing_path(weights, f"{what}'s base" if base else what)
+            refuse_encoder_decoder(AutoConfig.from_pretrained(weights, trust_remote_code=False), name)
+        refuse_pickles(source, what)
+        loaded = pretrained(AutoModelForCausalLM, weights, what=what, dtype=precision, **extra)
+        loaded = with_adapter(loaded, source) if base else loaded
     except (Unloadable, EncoderDecoder):
         raise
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, RuntimeError, ValueError, ImportError, *BROKEN) as e:
         raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
-            f"{_first_line(e)}"
+            f"{what} expected 'tiny', a hub id, a folder with config.json, an adapter's folder, or a GGUF file; could "
+            f"not load {name!r}: {_first_line(e)}"
         ) from e
+    if base and Path(source).is_dir() and not any("token" in file.name for file in Path(source).iterdir()):
+        source = base  # an adapter's folder need not have a tokenizer
     found = load_tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
     return TransformersLM(loaded.to(where), found, name, check=check)
 
@@ -258,5 +271,8 @@ def _damaged(source: str) -> str | None:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if isinstance(error, StrictDataclassError):
+        return " ".join(lines)  # the reason is on the second
+    kind = f"{type(error).__name__}: " if isinstance(error, BROKEN) else ""  # they say little by themselves
+    return kind + (lines[0] if lines else "no message")
