@@ -94,7 +94,7 @@ def written(
 
     Raises:
         ValueError: there is no template, it refuses the conversation, it does not know a role, or it leaves out what a
-            message says. Begins with a verb, so that the row can stand before it.
+            message says, or a tool. Begins with a verb, so that the row can stand before it.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -122,6 +122,11 @@ def written(
     for form in (dict, _in_parts):  # some templates, of models that also see, read a list of parts only
         try:
             text = applied([form(message) for message in messages])
+            if (tool := _tools_lost(given, text)) is not None:
+                raise ValueError(
+                    f"goes through a chat template that leaves out the tool {tool!r}: give another template (one that "
+                    "reads tools), or leave the column 'tools' out"
+                )
             if (missing := lost(messages, text)) is None:
                 return text
             index, said = missing
@@ -133,6 +138,16 @@ def written(
             first = first or error
     assert first is not None
     raise first
+
+
+def _tools_lost(options: Mapping[str, Any], text: str) -> str | None:
+    """The name of a tool that is not in what a template wrote; None: all are, or none has a name."""
+    for tool in options.get("tools") or ():
+        given = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        name = given.get("name") if isinstance(given, Mapping) else None
+        if isinstance(name, str) and name not in text:
+            return name
+    return None
 
 
 def _in_parts(message: Message) -> dict[str, Any]:
