@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -128,6 +127,8 @@ def written(
                     "reads tools), or leave the column 'tools' out"
                 )
             if (missing := lost(messages, text)) is None:
+                if form is _in_parts and any(_as_they_stand(message, text) for message in messages):
+                    break  # the template reads no parts: what the first form met is the reason
                 return text
             index, said = missing
             raise ValueError(
@@ -155,6 +156,13 @@ def _in_parts(message: Message) -> dict[str, Any]:
     return dict(message) | ({"content": [{"type": "text", "text": text}]} if isinstance(text, str) and text else {})
 
 
+def _as_they_stand(message: Message, text: str) -> bool:
+    """Whether a template wrote a message's list of parts as Python or JSON would."""
+    parts = _in_parts(message)["content"]
+    written = (str(parts), json.dumps(parts, ensure_ascii=False)) if isinstance(parts, list) else ()
+    return any(_squeezed(one) in _squeezed(text) for one in written)
+
+
 def _check_roles(messages: Sequence[Message], template: str) -> None:
     for index, message in enumerate(messages):
         role, content = message["role"], message["content"]
@@ -163,7 +171,7 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
                 f"has message {index} with the role {role!r}; expected one of {', '.join(ROLES)}, or a role that the "
                 f"chat template names ({', '.join(sorted(OTHER_NAMES))} are read as user, assistant and tool)"
             )
-        if not isinstance(content, (str, Mapping)):
+        if not isinstance(content, str) and not (isinstance(content, Mapping) and role == "tool"):
             raise ValueError(f"has message {index} with content that is no text: {content!r:.60}")
 
 
@@ -174,14 +182,13 @@ def lost(messages: Sequence[Message], text: str, *, reasoning: bool = False) -> 
     unless `reasoning` is asked for: many templates leave it out of earlier turns.
     """
     there = _squeezed(text)
-    wanted: Counter[str] = Counter()
-    for index, message in enumerate(messages):
-        for said in _said(message, reasoning):
-            short = _squeezed(said)
-            wanted[short] += 1
-            escaped = json.dumps(short, ensure_ascii=False)[1:-1]
-            if short and max(there.count(short), there.count(escaped)) < wanted[short]:
-                return index, said
+    said = [(index, words, _squeezed(words)) for index, m in enumerate(messages) for words in _said(m, reasoning)]
+    for _, words, short in said:
+        # what others say may hold it too: "a" is in most of what a user asks
+        wanted = sum(other.count(short) for _, _, other in said)
+        escaped = json.dumps(short, ensure_ascii=False)[1:-1]
+        if short and max(there.count(short), there.count(escaped)) < wanted:
+            return max(place for place, _, other in said if other == short), words
     return None
 
 

@@ -2,9 +2,9 @@
 
 e^x of float32 is infinite from x = 88.7 on, and the gradient of what is made of it NaN, also where a clip says that it
 is 0. So beyond nine tenths of what a dtype can hold (79.8 in float32 and bfloat16, 638.7 in float64) e^x
-goes on as its tangent: finite, rising, and with the slope that it had, up to 1,290 nats in float32, where it stays with
-some room below the largest number. No sane policy is so many nats from another one at a token; one that is gets a number,
-and a direction back.
+goes on as its tangent: finite, rising, and with the slope that it had, up to 1,290 nats in float32, where it stays
+with some room below the largest number. No sane policy is so many nats from another one at a token; one that is gets a
+number, and a direction back.
 """
 
 from __future__ import annotations
