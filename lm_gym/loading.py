@@ -127,7 +127,7 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
     except (OSError, RuntimeError, ValueError, ImportError, *BROKEN) as e:
         raise ValueError(
             f"{what} expected 'tiny', a hub id, a folder with config.json, an adapter's folder, or a GGUF file; could "
-            f"not load {name!r}: {_first_line(e)}"
+            f"not load {name!r}: {first_line(e)}"
         ) from e
     if base and Path(source).is_dir() and not any("token" in file.name for file in Path(source).iterdir()):
         source = base  # an adapter's folder need not have a tokenizer
@@ -165,7 +165,7 @@ def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
         with LOADING:
             found = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
     except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
-        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({_first_line(e)}); pass tokenizer=") from e
+        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({first_line(e)}); pass tokenizer=") from e
     # where a folder has no tokenizer's files, transformers makes one of special tokens alone (for T5 with one word)
     words = len(set(found.get_vocab()) - set(found.all_special_tokens)) if len(found) < 1000 else 1000
     folder = Path(tokenizer)
@@ -196,8 +196,10 @@ def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:
             model, info = auto.from_pretrained(source, output_loading_info=True, **SAFE, **options)
     except SafetensorError as e:
         raise Unloadable(f"{what} {source!r}: {_damaged(source) or 'a safetensors file'} is damaged: {e}") from e
-    except RuntimeError as e:
-        raise Unloadable(f"{what} {source!r}: its weights do not fit its config.json: {_first_line(e)}") from e
+    except (RuntimeError, *BROKEN) as e:
+        if isinstance(e, BROKEN):
+            raise Unloadable(f"{what} {source!r}: its config cannot be used: {first_line(e)}") from e
+        raise Unloadable(f"{what} {source!r}: its weights do not fit its config.json: {first_line(e)}") from e
     absent = sorted(info.get("missing_keys") or ())
     odd = sorted(str(key) for key in info.get("mismatched_keys") or ())
     if absent or odd:
@@ -270,7 +272,8 @@ def _damaged(source: str) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of ``transformers`` says, on a line."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
     if isinstance(error, StrictDataclassError):
         return " ".join(lines)  # the reason is on the second

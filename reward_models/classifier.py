@@ -278,7 +278,16 @@ class Classifier:
 def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
-    from lm_gym.loading import LOADING, SAFE, load_tokenizer, refuse_oversized, refuse_pickles
+    from lm_gym.loading import (
+        BROKEN,
+        LOADING,
+        SAFE,
+        Unloadable,
+        first_line,
+        load_tokenizer,
+        refuse_oversized,
+        refuse_pickles,
+    )
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
@@ -295,8 +304,11 @@ def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str |
             tokenizer = model if tokenizer is None else tokenizer
             if isinstance(tokenizer, str):
                 tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
+    except Unloadable:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, *BROKEN) as error:
+        why = first_line(error)
+        raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {why}") from error
     if info["missing_keys"]:
         raise ValueError(
             f"classifier: {model!r} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}: it is no trained "

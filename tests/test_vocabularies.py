@@ -36,6 +36,8 @@ def test_a_model_and_a_reference_of_other_vocabularies(tmp_path: Path) -> None:
     for model in (str(a), load_model(a)):
         with pytest.raises(ValueError, match=words):
             small_env(model=model, reference=str(b))
+    with pytest.raises(ValueError, match=words):  # one tokenizer for both fits only one
+        small_env(model=str(a), reference=str(b), tokenizer=str(a))
     policy: Any = load_model(a)
     live = policy.model
     with pytest.raises(ValueError, match=words):
