@@ -30,7 +30,7 @@ def adapter_base(source: str) -> str | None:
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:
         raise ValueError(f"its {CONFIG} has no base_model_name_or_path, the model that the adapter belongs on")
-    if Path(base).is_dir() and (Path(base) / CONFIG).is_file():
+    if is_adapter(base):
         raise ValueError(f"its {CONFIG} names {base!r} as its base, which is an adapter or has one: merge that first")
     return base
 
@@ -52,7 +52,13 @@ def with_adapter(model: Any, source: str) -> Any:
         raise ValueError(f"it is an adapter of the kind {kind}, which cannot be merged into a model's weights")
     merged = wrapped.merge_and_unload(safe_merge=True)
     merged._hf_peft_config_loaded = False
+    merged.name_or_path = source  # its weights are no longer its base's
     return merged.eval()
+
+
+def is_adapter(folder: str) -> bool:
+    """Whether a local folder is an adapter's."""
+    return (Path(folder) / CONFIG).is_file()
 
 
 def plain_copy(model: Any) -> Any:

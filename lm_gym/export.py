@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lm_gym.adapters import plain_copy
+from lm_gym.adapters import is_adapter, plain_copy
 from lm_gym.folders import filled_aside
 from lm_gym.runinfo import current_command, package_versions, plain, write_atomically
 
@@ -65,6 +65,12 @@ def save_pretrained(
         raise ValueError(
             "merge=False expected an agent with lora_rank: this one trained the weights below the adapters too, which "
             "an adapter's folder does not hold"
+        )
+    bases = [str(c.base_model_name_or_path) for c in model.peft_config.values()] if adapter and not merge else []
+    if any(map(is_adapter, bases)):
+        raise ValueError(
+            f"merge=False expected a base that is a whole model, got {bases[0]!r}, an adapter, on which PEFT puts no "
+            "second one: export it merged"
         )
     folder = Path(folder)
     with filled_aside(folder) as aside:

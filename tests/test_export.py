@@ -149,6 +149,9 @@ def test_an_adapters_folder_is_a_model_whose_training_is_exported_whole(tmp_path
     agent = PPO(LMAlignEnv(mdp=small_mdp(load_model(wrapped, tokenizer=base.tokenizer))), **SMALL)
     with pytest.raises(ValueError, match="this one trained the weights below the adapters too"):
         agent.save_pretrained(tmp_path / "out", merge=False)
+    agent = PPO(LMAlignEnv(mdp=problem_of(folder)), lora_rank=2, **SMALL)
+    with pytest.raises(ValueError, match="expected a base that is a whole model, got '.*adapter', an adapter"):
+        agent.save_pretrained(tmp_path / "out", merge=False)
     config = json.loads((folder / "adapter_config.json").read_text())
     for named, message in (
         (None, "names no base|has no base_model_name_or_path"),
@@ -166,6 +169,21 @@ def problem_of(folder: Path) -> Any:
     from lm_gym.mdp import AlignmentMDP
 
     return AlignmentMDP(model=str(folder), prompts=["abc", "head"], reward_model=count_a, max_new_tokens=8)
+
+
+def test_a_run_whose_vocabulary_lacks_most_letters_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The problem is made again with a prompt that nobody reads, which such a tokenizer must not be asked to write."""
+    base = small_lm()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "abc"}\n')
+    made = ["--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "p.jsonl"), "--max-new-tokens", "4"]
+    sizes = ["--total-tokens", "16", "--batch-size", "8", "--minibatch-size", "8", "--eval-texts", "8"]
+    run = str(tmp_path / "run")
+    assert main(["train", "rloo", *made, "--reward", "length?target=3", *sizes, "--out", run]) == 0
+    assert main(["sample", "--model", run, "--prompt", "abc"]) == 0, capsys.readouterr().err
 
 
 def test_several_eos_ids_a_chat_template_and_a_critic_travel(tmp_path: Path) -> None:
