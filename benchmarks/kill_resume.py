@@ -144,9 +144,9 @@ def _break(what: str, step: int) -> None:
     def opened(path: Any, mode: str = "r", **options: Any) -> Any:
         return Half(open(path, f"{mode}b"), **options) if mode == "a" else open(path, mode, **options)
 
-    from lm_gym import checkpoints, run_files, runinfo
+    from lm_gym import checkpoints, run_files, run_folder, runinfo
 
-    for module in (checkpoints, runinfo):
+    for module in (checkpoints, run_folder, runinfo):
         module.os = _Os(fsync=broken(os.fsync), replace=broken(os.replace))  # type: ignore[attr-defined]
     run_files.open = opened  # type: ignore[attr-defined]
 

@@ -29,7 +29,7 @@ from lm_gym.mdp import AlignmentMDP
 from lm_gym.policy import Policy
 from lm_gym.policy_gradient import PolicyGradientConfig
 from lm_gym.prompts import Prompt
-from lm_gym.rewards import prepare_reward_model, update_reward_model
+from lm_gym.rewards import prepare_reward_model, reward_state, update_reward_model
 from lm_gym.rollout import Rollout
 from lm_gym.runinfo import KEEP_CHECKPOINTS, run_info
 from lm_gym.tracking import Tracker
@@ -227,6 +227,8 @@ class LMAgent:
                 _ = self.mdp.reward_hash  # as it is before it is used: its attributes may change
             if self.updates == 0:
                 prepare_reward_model(self.mdp.reward_model, self.mdp)
+            if out is not None:
+                reward_state(self.mdp.reward_model)  # one that a checkpoint cannot hold is refused before the training
             self._schedule = (self._schedule[0] if resume else self.tokens, total_tokens)
             config = dict(run_config or {}) | {"agent": {"name": self.named or self.name, **plain_config(self.config)}}
             config.setdefault("run", self.run_info() if out is not None else {})
@@ -267,7 +269,7 @@ class LMAgent:
         try:
             tracker.log(done.metrics, step=self.updates, tokens=self.tokens)
             tracker.samples(done.samples, self.updates)
-        except (ValueError, TypeError, OSError):  # a metric's name, a disk that is full of rows: we may have room
+        except Exception:  # a metric's name, a tracker without its server, a disk full of rows: we may have room
             if out is not None:
                 with contextlib.suppress(OSError):  # the first error says what is wrong
                     self._keep(out, None)

@@ -184,8 +184,9 @@ def load(kind: type[Agent], folder: str | Path, env: Any, overrides: dict[str, A
     if state["guard"] is not None:
         good = {name.removeprefix(GUARD): group for name, group in groups.items() if name.startswith(GUARD)}
         agent.saved_guard = (state["guard"], good)
-    if path.parent.name == "checkpoints":
-        agent.run_mark = run_folder.mark(path.parent.parent)
+    place = path.resolve()  # the path may be "." or a link
+    if place.parent.name == "checkpoints":
+        agent.run_mark = run_folder.mark(place.parent.parent)
     return agent
 
 

@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from lm_gym.extras import install_command
+from lm_gym.reward_errors import PASSING, told
 
 PROJECT = "lm-gym"
 
 Row = dict[str, int | float]
 Send = Callable[[Row, int], None]
 Finish = Callable[[], None]
+
+
+class OutsideTrackerError(RuntimeError):
+    """What a tracker of others raised: it has no account, no network, no place to write."""
+
+
+@contextlib.contextmanager
+def outside(package: str, does: str) -> Iterator[None]:
+    """Whatever a tracker's package raises, or however it ends, as an :class:`OutsideTrackerError` that names it."""
+    try:
+        yield
+    except (*PASSING, ImportError):  # a missing package has a message of its own
+        raise
+    except BaseException as error:
+        raise OutsideTrackerError(
+            f"the {package} tracker {does} ({told(error)}): put that right, or leave it out of trackers"
+        ) from error
 
 
 def tensorboard(folder: Path | None, name: str, config: dict[str, Any], resumed: bool) -> tuple[Send, Finish]:

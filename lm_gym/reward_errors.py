@@ -53,7 +53,7 @@ def told(error: BaseException) -> str:
     except BaseException:
         message = ""
     name = type(error).__name__
-    return printable(f"{name}: {message}" if message else name)
+    return short(printable(f"{name}: {message}" if message else name), 2000)
 
 
 def shown(value: Any, limit: int = 300) -> str:
@@ -63,7 +63,7 @@ def shown(value: Any, limit: int = 300) -> str:
     except PASSING:
         raise
     except BaseException as error:
-        text = f"a {type(value).__qualname__} whose repr raises {type(error).__name__}"
+        text = f"a value of type {type(value).__qualname__} whose repr raises {type(error).__name__}"
     return short(printable(text), limit)
 
 

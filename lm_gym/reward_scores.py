@@ -39,6 +39,8 @@ def read_scores(values: Any, size: int, *, allow_none: bool) -> np.ndarray:
     """
     if hasattr(values, "detach"):  # a torch tensor, recognised without importing torch
         values = _of_tensor(values)
+    elif not isinstance(values, np.ndarray) and hasattr(values, "__array__"):
+        values = np.asarray(values)  # a data frame would yield the names of its columns
     single = isinstance(values, np.ndarray) and values.ndim == 0
     if isinstance(values, NO_SEQUENCE) or not isinstance(values, Iterable) or single:
         raise NoScore(f"returned {shown(values)}, expected a sequence of {size} numbers, one a completion")
@@ -68,7 +70,7 @@ def _number(value: Any, row: int) -> float:
     if isinstance(value, np.ndarray) and value.shape in ((), (1,)) and not np.ma.is_masked(value):
         value = value.item()
     number, why = math.nan, ""
-    real = not isinstance(value, (str, bytes, bytearray, complex, np.ndarray))
+    real = not isinstance(value, (str, bytes, bytearray, complex, np.ndarray, np.void))
     kind = getattr(getattr(value, "dtype", None), "kind", "f")
     if real and kind in "biufOV":  # of numpy's kinds: no complex numbers, no times
         try:

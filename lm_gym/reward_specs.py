@@ -261,7 +261,10 @@ def _made(target: Any, query: str, spec: str, *arguments: str) -> Callable[..., 
         if key not in known and not (takes_any and makes):
             takes = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"{spec!r}: unknown argument {key!r}.{_nearest(key, known)} ({takes})")
-        keywords[key] = _value(text, hints.get(key))
+        try:
+            keywords[key] = _value(text, hints.get(key))
+        except ValueError as error:
+            raise ValueError(f"{spec!r}: {key} {error}") from error
     if not makes:
         return functools.partial(target, *arguments, **keywords) if arguments or keywords else target
     factory = "" if is_class else f" ({FACTORY})"
@@ -279,18 +282,29 @@ def _made(target: Any, query: str, spec: str, *arguments: str) -> Callable[..., 
 
 
 def _value(text: str, hint: Any) -> Any:
-    """The value of `key=text`: as the annotation says, or the number, truth value or None that it looks like."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    """The value of `key=text`: as the annotation says, or the number, truth value or None that it looks like.
+
+    Raises:
+        ValueError: the annotation says a number or a truth value, and the text is none.
+    """
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = set(typing.get_args(hint)) if union else {hint}
+    numbers = kinds & {int, float}
+    strict = kinds <= {int, float, bool, type(None)}
     if "none" == text.lower() and type(None) in kinds:
         return None
-    if str in kinds and not any(kind in (int, float, bool) for kind in kinds):
+    if str in kinds and not numbers and bool not in kinds:
         return text
     if text.lower() in ("true", "false") and (bool in kinds or hint is None):
         return text.lower() == "true"
-    if re.fullmatch(r"[+-]?\d+", text) and float not in kinds:
-        return int(text)
-    if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text):
-        return float(text)
+    if numbers or not strict:
+        if re.fullmatch(r"[+-]?\d+", text) and float not in kinds:
+            return int(text)
+        if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) and (float in kinds or not strict):
+            return float(text)
+    if strict:
+        names = {int: "a whole number", float: "a number", bool: "true or false", type(None): "none"}
+        raise ValueError(f"expected {' or '.join(name for kind, name in names.items() if kind in kinds)}, got {text!r}")
     return text
 
 

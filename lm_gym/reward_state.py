@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lm_gym.reward_errors import UnusableRewardModel, named_errors
+from lm_gym.reward_errors import RewardModelError, UnusableRewardModel, named_errors
 from lm_gym.reward_identity import reward_model_name as name_of
 from lm_gym.reward_specs import is_module
 
@@ -57,20 +57,21 @@ def reward_state(reward_model: Callable[..., Any]) -> dict[str, Any] | None:
     A torch module without `update` is a judge with frozen weights, and its `state_dict` no state in this sense.
 
     Raises:
-        TypeError: it has one of `state_dict` and `load_state_dict` only, or `update` and neither; or its state is no
-            plain data.
-        RewardModelError: `state_dict()` raised.
+        UnusableRewardModel: it has one of `state_dict` and `load_state_dict` only, or `update` and neither.
+        RewardModelError: `state_dict()` raised, or its state is no plain data.
     """
     if not _is_stateful(reward_model):
         return None
     with named_errors(f"reward model {name_of(reward_model)}: its state_dict()"):
         state = reward_model.state_dict()  # type: ignore[attr-defined]
     if not isinstance(state, Mapping):
-        raise TypeError(f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}")
+        raise RewardModelError(
+            f"state_dict() of {name_of(reward_model)} expected a mapping, got {type(state).__name__}"
+        )
     try:
         kept = json.loads(json.dumps(dict(state), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise TypeError(
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RewardModelError(
             f"state_dict() of {name_of(reward_model)} expected plain data (finite numbers, strings, lists, mappings), "
             f"which a checkpoint writes as JSON: {error}"
         ) from error
@@ -109,7 +110,7 @@ def _is_stateful(reward_model: Callable[..., Any]) -> bool:
     if has or updates:
         lacks = " and ".join(name for name in METHODS if name not in has)
         there = ", ".join([*has, *(["update"] if updates else [])])
-        raise TypeError(
+        raise UnusableRewardModel(
             f"{name_of(reward_model)} has {there} but no {lacks}: what it "
             "learns would be lost in a checkpoint. A reward model with state has all of update, "
             "state_dict and load_state_dict"

@@ -21,11 +21,12 @@ from __future__ import annotations
 import asyncio
 import difflib
 import inspect
+import itertools
 import json
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +34,7 @@ import numpy as np
 
 from lm_gym.reward_errors import PASSING, RewardModelError, short, told
 from lm_gym.reward_identity import RewardModel, reward_model_hash, reward_model_name
-from lm_gym.reward_scores import NoScore, read_scores
+from lm_gym.reward_scores import NO_SEQUENCE, NoScore, read_scores
 from lm_gym.reward_specs import KEYWORDS, load_reward_model, parameters_of, reward_model_names
 from lm_gym.reward_state import load_reward_state, prepare_reward_model, reward_state, update_reward_model
 from lm_gym.terminal import printable
@@ -156,13 +157,21 @@ class _Collector:
         self.metrics: dict[str, list[float]] = {}
 
     def log_extra(self, column: str, values: Sequence[Any]) -> None:
-        values = list(values)
-        if len(values) != self.size:
-            raise ValueError(
-                f"log_extra({column!r}, values) of {self.name} got {len(values)} values for {self.size} completions; "
-                "give one value a completion"
+        if not isinstance(column, str):
+            raise TypeError(f"log_extra({column!r}, values) of {self.name}: expected a text as the column's name")
+        if isinstance(values, NO_SEQUENCE):  # a set's values would land on other completions
+            raise TypeError(
+                f"log_extra({column!r}, values) of {self.name} got a {type(values).__name__}, expected a sequence of "
+                "one value a completion"
             )
-        self.extra[column] = values
+        found = list(itertools.islice(values, self.size + 1))  # a generator may have no end
+        if len(found) != self.size:
+            got = len(values) if isinstance(values, Sized) else len(found)
+            raise ValueError(
+                f"log_extra({column!r}, values) of {self.name} got {got} values for {self.size} completions; give one "
+                "value a completion"
+            )
+        self.extra[column] = found
 
     def log_metric(self, name: str, value: float) -> None:
         if not (isinstance(name, str) and name and name.isprintable()):  # before the update, and not behind it

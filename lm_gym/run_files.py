@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,11 +21,14 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise ValueError(f"{path}, line {number}: expected JSON, got {line[:80]!r}") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object, got {line[:80]!r}")
+        rows.append(row)
     return rows
 
 
@@ -54,6 +58,15 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], *, heade
         writer.writeheader()
     writer.writerows(rows)
     return out.getvalue()
+
+
+def step_of(row: Mapping[str, Any], path: Path) -> int:
+    """The step of a row of a run's file, 0 where it names none."""
+    step = row.get("step", 0)
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(step, float):
+            return int(step)
+    raise ValueError(f"{path}: expected a whole number as step of each row, got {step!r:.80}")
 
 
 def read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from lm_gym.agent import LMAgent
 
 CONFIG = "config.yaml"
+NEXT_CONFIG = ".config.yaml.next"
+"""What becomes config.yaml with the first row of a run that goes on. It is written before, while the disk has room."""
 ROWS = ("metrics.jsonl", "metrics.csv", "samples.jsonl")
 """Files that grow by a line or more in every step."""
 TAIL = 1 << 20
@@ -70,7 +73,7 @@ def _refuse_others(agent: LMAgent, out: Path, resume: bool) -> None:
     if ours is not None and ours.folder == now.folder:
         raise FileExistsError(
             f"{out} has changed since this agent loaded or left it (update {now.step} is there, update {ours.step} was "
-            f"then): another one has gone on with it. Take {load}, or choose another folder"
+            f"then): another one has gone on with it, or {CONFIG} was edited. Take {load}, or choose another folder"
         )
     if agent.updates:
         raise FileExistsError(
@@ -146,11 +149,21 @@ def kept_configs(run: Path) -> dict[int, Path]:
     return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
+def renew_config(run: Path) -> None:
+    """Put what waits as the next config.yaml in its place."""
+    if (run / NEXT_CONFIG).is_file():
+        os.replace(run / NEXT_CONFIG, run / CONFIG)
+
+
 def keep_config(run: Path) -> None:
     """A copy of config.yaml as the next config.N.yaml. It stays, so that a kill here leaves a run that can go on."""
     path, kept = run / CONFIG, kept_configs(run)
     if not path.is_file():
         return
-    text = path.read_text(encoding="utf-8")
-    if not kept or kept[max(kept)].read_text(encoding="utf-8") != text:  # a kill came between the copy and the new one
+
+    def text_of(found: Path) -> str:
+        return found.read_text(encoding="utf-8", errors="backslashreplace")
+
+    text = text_of(path)
+    if not kept or text_of(kept[max(kept)]) != text:  # a start that failed, or a kill, left the copy alone
         write_atomically(run / f"config.{max(kept, default=-1) + 1}.yaml", text)

@@ -7,13 +7,14 @@ import difflib
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lm_gym.outside_trackers import OPENERS, Row
-from lm_gym.run_files import append, append_csv, csv_text, read_csv, read_jsonl
-from lm_gym.run_folder import CONFIG, ROWS, keep_config, used
+from lm_gym.outside_trackers import OPENERS, Finish, OutsideTrackerError, Row, Send, outside
+from lm_gym.run_files import append, append_csv, csv_text, read_csv, read_jsonl, step_of
+from lm_gym.run_folder import CONFIG, NEXT_CONFIG, ROWS, keep_config, renew_config, used
 from lm_gym.runinfo import plain, run_info, write_atomically, write_config
 
 METRICS: dict[str, str] = {
@@ -86,7 +87,8 @@ TRACKERS: tuple[str, ...] = ("csv", "jsonl", "tensorboard", "trackio", "wandb")
 class Tracker:
     """Writes what a run measures. One per run; with several processes, only rank 0 makes one.
 
-    Files in `out_dir`: ``config.yaml`` (at once), ``metrics.csv`` and ``metrics.jsonl`` (a row an update, on disk when
+    Files in `out_dir`: ``config.yaml`` (at once; of a run that goes on, with its first new row, so that a start that
+    fails leaves the run as it was configured), ``metrics.csv`` and ``metrics.jsonl`` (a row an update, on disk when
     `log` returns), ``samples.jsonl``, ``tensorboard/``.
 
     Args:
@@ -104,6 +106,7 @@ class Tracker:
     Raises:
         ValueError: Unknown tracker, or one that needs an `out_dir` without it.
         ImportError: A tracker's package is missing; names the extra.
+        OutsideTrackerError: A tracker of others does not start.
         FileExistsError: `out_dir` already holds a run (rows or checkpoints) and `resume` is False.
     """
 
@@ -139,11 +142,10 @@ class Tracker:
             self._config.setdefault("run", run_info())
             self._open_files(self.out_dir)
         self._started = time.monotonic() - float(self.history[-1].get("perf/elapsed_seconds", 0) if self.history else 0)
-        self._external = [
-            OPENERS[tracker](self.out_dir, self.name, self._config, resume)
-            for tracker in trackers
-            if tracker in OPENERS
-        ]
+        self._external: dict[str, tuple[Send, Finish]] = {}
+        for tracker in filter(OPENERS.__contains__, trackers):
+            with outside(tracker, "did not start"):
+                self._external[tracker] = OPENERS[tracker](self.out_dir, self.name, self._config, resume)
         self._sent = False
         from lm_gym.terminal import make_display
 
@@ -163,6 +165,7 @@ class Tracker:
             ValueError: A name that neither `METRICS` nor an open family has, a value that is not finite, a step that
                 was logged already.
             TypeError: A value that is not a single number.
+            OutsideTrackerError: A tracker of others did not take the row, which is in the files.
         """
         if self._closed:
             raise RuntimeError(f"the tracker of run {self.name!r} is closed; make a new one with resume=True to go on")
@@ -180,14 +183,16 @@ class Tracker:
             row[name] = number
         row.setdefault("perf/elapsed_seconds", round(time.monotonic() - self._started, 3))
         if self.out_dir is not None:
+            renew_config(self.out_dir)
             if "jsonl" in self.trackers:
                 append(self.out_dir / "metrics.jsonl", json.dumps(row, allow_nan=False) + "\n")
             if "csv" in self.trackers:
                 append_csv(self.out_dir / "metrics.csv", row)
         self.history.append(row)
         self._sent = True
-        for send, _ in self._external:
-            send({key: value for key, value in row.items() if key != "step"}, step)
+        for tracker, (send, _) in self._external.items():
+            with outside(tracker, "did not take a row"):
+                send({key: value for key, value in row.items() if key != "step"}, step)
         self._display.log(row)
 
     def samples(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
@@ -238,22 +243,31 @@ class Tracker:
         for name in ("metrics.jsonl", "samples.jsonl"):
             path = self.out_dir / name
             if path.exists():
-                kept = [row for row in read_jsonl(path) if row.get("step", 0) <= step]
+                kept = [row for row in read_jsonl(path) if step_of(row, path) <= step]
                 write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept))
         path = self.out_dir / "metrics.csv"
         if path.exists():
             columns, rows = read_csv(path)
-            write_atomically(path, csv_text(columns, [row for row in rows if int(row["step"]) <= step]))
+            write_atomically(path, csv_text(columns, [row for row in rows if step_of(row, path) <= step]))
 
     def close(self) -> None:
-        """Finish the display and the remote trackers. Further calls do nothing."""
+        """Finish the display and the remote trackers. Further calls do nothing.
+
+        A tracker of others that cannot finish (its server is away) is a warning: the run goes on, to its checkpoint.
+        """
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         self._display.close()
-        for _, finish in self._external:
-            finish()
+        if self.out_dir is not None:
+            (self.out_dir / NEXT_CONFIG).unlink(missing_ok=True)
+        for tracker, (_, finish) in self._external.items():
+            try:
+                with outside(tracker, "could not finish, and may lack its last rows"):
+                    finish()
+            except OutsideTrackerError as error:
+                warnings.warn(str(error), stacklevel=2)
 
     def __enter__(self) -> Tracker:
         return self
@@ -270,9 +284,10 @@ class Tracker:
                 "choose another folder, or resume=True to continue it"
             )
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / NEXT_CONFIG).unlink(missing_ok=True)  # of a process that was killed before its first row
         if there:  # the resumed part may have other versions: keep what the first part ran with
             keep_config(folder)
-        write_config(folder / CONFIG, self._config)
+        write_config(folder / (NEXT_CONFIG if there else CONFIG), self._config)
         files = [path for name in ROWS if (path := folder / name).is_file()]
         for file in files:  # a process that was killed may leave half a line
             text = file.read_bytes()

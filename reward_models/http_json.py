@@ -15,7 +15,7 @@ from http.client import HTTPException, IncompleteRead
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from lm_gym.reward_errors import short
+from lm_gym.reward_errors import short, shown
 from lm_gym.reward_models.http_deadline import opener
 from lm_gym.terminal import printable
 
@@ -26,6 +26,9 @@ RETRIED = (408, 425, 429, 500, 502, 503, 504)
 
 LONGEST_WAIT = 60.0
 """Seconds between two tries, at most, also where a server asks for more."""
+
+LONGEST = 86_400.0
+"""Seconds, of a time-out or a wait between tries that a user may ask for."""
 
 LARGEST_ANSWER = 2**20
 """Bytes of an answer to one question, and as many more for each text in it (a value a token of a long text)."""
@@ -110,6 +113,35 @@ def ask(
             time.sleep(min(max(wait, asked_wait), LONGEST_WAIT))
             wait *= 2
     raise NoAnswer(f"no usable answer in {retries + 1} tries; the last: {problem}", row)
+
+
+def address(url: str, what: str, example: str = "http://host:port/path") -> str:
+    """An address without user, password and query, which is what judges are called by.
+
+    Raises:
+        ValueError: it is none, or one to which no request can be sent; begins with ``what``.
+    """
+    try:
+        parts = urlsplit(url)
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError as error:  # half of an IPv6 address, a port of letters
+        raise ValueError(
+            f"{what} is {shown(url)}; expected one such as {example}, and this is no URL ({error})"
+        ) from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{what} is {shown(url)}; expected one such as {example}, and this is no URL")
+    if not re.fullmatch(r"[!-~]+", url):
+        raise ValueError(
+            f"{what} is {shown(url)}, which holds letters that no URL has: percent-encode them (%20 is a space)"
+        )
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+def check_waits(who: str, timeout: float, retries: int, backoff: float) -> None:
+    """Refuse numbers that :func:`ask` cannot wait by."""
+    if not (0 < timeout <= LONGEST and 0 <= backoff <= LONGEST and retries >= 0):  # a NaN is refused too
+        raise ValueError(f"{who}: expected timeout > 0, backoff >= 0, both at most {LONGEST:g} s, and retries >= 0")
 
 
 def bearer(token_env: str | None) -> dict[str, str]:

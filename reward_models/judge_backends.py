@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -15,7 +14,7 @@ from lm_gym.forward import by_length, pad_texts
 from lm_gym.loading import load_model
 from lm_gym.models import CausalLM
 from lm_gym.positions import because
-from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, ask, bearer
+from lm_gym.reward_models.http_json import BadAnswer, NoAnswer, address, ask, bearer, check_waits
 from lm_gym.reward_models.judge_questions import Question, Verdict, mean_value, read_verdict
 from lm_gym.rewards import RewardModelError
 
@@ -41,12 +40,11 @@ class ChatServer:
         backoff: float,
         token_env: str | None,
     ) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"lm-judge: base_url is {base_url!r}; expected one such as http://127.0.0.1:8000/v1")
+        self.address = address(base_url, "lm-judge: base_url", "http://127.0.0.1:8000/v1")
         bearer(token_env)
-        if timeout <= 0 or retries < 0 or backoff < 0 or concurrency < 1:
-            raise ValueError("lm-judge: expected timeout > 0, retries >= 0, backoff >= 0 and concurrency >= 1")
+        check_waits("lm-judge", timeout, retries, backoff)
+        if concurrency < 1:
+            raise ValueError(f"lm-judge: expected concurrency >= 1, got {concurrency!r}")
         self.url = f"{base_url.rstrip('/')}/chat/completions"
         self.options: dict[str, Any] = {"model": model}
         self.options |= {} if temperature is None else {"temperature": temperature}
@@ -54,8 +52,6 @@ class ChatServer:
         self.options |= {"response_format": {"type": "json_object"}} if json_mode else {}
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
         self.token_env = token_env
-        port = f":{parts.port}" if parts.port else ""
-        self.address = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"  # without user, password and query
 
     def fingerprint(self) -> str:
         """The address and what is asked of it: the weights behind it cannot be seen."""

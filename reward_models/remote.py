@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from lm_gym.chat import Ending, in_one_form, written
 from lm_gym.reward_models.dialects import DIALECTS, Texts, Wanted
-from lm_gym.reward_models.http_json import NoAnswer, ask, bearer
+from lm_gym.reward_models.http_json import NoAnswer, address, ask, bearer, check_waits
 from lm_gym.rewards import RewardModelError, Text, plain_text
 
 OUTPUTS = ("prob", "logit", "logprob")
@@ -75,10 +75,8 @@ class Remote:
         token_env: str | None = None,
     ) -> None:
         given = locals()
-        parts = urlsplit(url)
-        dialect = dialect or parts.path.rstrip("/").rpartition("/")[2]
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"remote: {url!r} is no URL; expected http://host:port/path")
+        self.name = address(url, "remote: the address")
+        dialect = dialect or urlsplit(url).path.rstrip("/").rpartition("/")[2]
         if dialect not in DIALECTS:
             raise ValueError(
                 f"remote: dialect is {dialect!r}; expected one of {', '.join(DIALECTS)}: {url}?dialect=classify"
@@ -87,16 +85,15 @@ class Remote:
             if value is not None and value not in known:
                 raise ValueError(f"remote: {name} is {value!r}; expected one of {', '.join(known)}")
         batch_size = DIALECTS[dialect].batch_size if batch_size is None else batch_size
-        if timeout <= 0 or retries < 0 or backoff < 0 or batch_size < 1:
-            raise ValueError("remote: expected timeout > 0, retries >= 0, backoff >= 0 and batch_size >= 1")
+        check_waits("remote", timeout, retries, backoff)
+        if batch_size < 1:
+            raise ValueError(f"remote: expected batch_size >= 1, got {batch_size!r}")
         _check_options(dialect, given)
         if dialect != "predict" and isinstance(label, str):
             raise ValueError(f"remote: label is {label!r}; {dialect} gives classes without names, so give a number")
         if isinstance(label, int) and label < 0:
             raise ValueError(f"remote: label is {label}; expected the number of a class, from 0")
         bearer(token_env)
-        port = f":{parts.port}" if parts.port else ""
-        self.name = f"{parts.scheme}://{parts.hostname}{port}{parts.path}"  # without user, password and query
         self.__name__ = self.name  # TRL logs rewards/<__name__>
         self.url, self.dialect, self.text, self.tokenizer = url, dialect, text, tokenizer
         self.wanted = Wanted(model=model, label=label, output=output, task=task, tokens=tokens)

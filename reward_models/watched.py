@@ -75,6 +75,12 @@ class Watched:
         texts: dict[str, Any] = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
         own = score_texts(self.judge, **texts, columns=columns, trainer_state=trainer_state)
         other = score_texts(self.watch, **texts, columns=columns, trainer_state=trainer_state).scores
+        taken = {self.watch_name, f"{self.watch_name}_correlation"} & (set(own.extra) | set(own.metrics))
+        if taken:
+            raise ValueError(
+                f"{self.name} logs {sorted(taken)[0]!r} itself, which is what the second judge's score is called: "
+                "rename it there, or give Watched another name="
+            )
         for column, values in own.extra.items():
             log_extra(column, values)
         for metric, value in own.metrics.items():

@@ -129,14 +129,29 @@ def test_ctrl_c_and_the_end_of_a_generator_pass(passing):
         score(raising(passing()))
 
 
+class Frame:
+    """As a data frame: iterating gives the names of its columns, and not its numbers."""
+
+    def __init__(self, *rows):
+        self.rows = rows
+
+    def __iter__(self):
+        return iter(range(len(self.rows[0])))
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.rows, dtype=dtype)
+
+
 NO_SCORES = {
+    "a frame of one row": (Frame([5.0, 6.0]), "returned 1 scores for 2", None),
+    "raw bytes": (np.array([b"1", b"2"], dtype="V1"), "expected a finite number", 0),
     "10**400": ([10**400, 1], "expected a finite number", 0),
-    "10**5000": ([1, 10**5000], "a int whose repr raises ValueError", 1),
+    "10**5000": ([1, 10**5000], "a value of type int whose repr raises ValueError", 1),
     "meta": (torch.zeros(2, device="meta"), "a tensor .torch.strided on meta. that cannot be read", None),
     "an element on meta": ([1.0, torch.zeros((), device="meta")], "that cannot be read", 1),
     "sparse": (torch.zeros(2).to_sparse(), "a tensor .torch.sparse_coo on cpu. that cannot be read", None),
-    "__float__": ([1.0, Awkward()], "a Awkward whose repr raises Own .its __float__ raised Own", 1),
-    "__repr__": (Awkward(), "a Awkward whose repr raises Own, expected a sequence of 2", None),
+    "__float__": ([1.0, Awkward()], "a value of type Awkward whose repr raises Own .its __float__ raised Own", 1),
+    "__repr__": (Awkward(), "a value of type Awkward whose repr raises Own, expected a sequence of 2", None),
     "one of two": (AwkwardList(""), "returned 1 scores for 2", None),
     "without end": (itertools.count(), "more than 2 scores for 2", None),
     "float32": ([0.0, -3.5e38], "beyond the range of float32", 1),
@@ -174,8 +189,9 @@ def test_what_is_no_score_is_never_taken_for_one(kind):
         [Decimal(1), Fraction(2)],
         {"a": 1.0, "b": 2.0}.values(),
         map(float, "12"),
+        Frame([1.0], [2.0]),
     ],
-    ids=["lists", "tuples", "arrays", "objects", "exact", "view", "map"],
+    ids=["lists", "tuples", "arrays", "objects", "exact", "view", "map", "frame"],
 )
 def test_numbers_in_any_order_keeping_container(values):
     assert score(giving(values)).scores.tolist() == [1, 2]
@@ -319,3 +335,15 @@ def test_an_error_crosses_processes():
     error.located = True
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.row, again.located) == ("message", 3, True)
+
+
+@pytest.mark.parametrize("values", [{1, 2}, {"a": 1, "b": 2}, "ab", None, itertools.count()], ids=repr)
+def test_what_has_no_order_or_no_end_is_no_column(values):
+    with pytest.raises(RewardModelError, match="log_extra.'x', values. of |NoneType"):
+        score(lambda completions, log_extra: log_extra("x", values))
+
+
+def test_a_long_message_is_cut():
+    with pytest.raises(RewardModelError) as caught:
+        score(raising(ValueError("x" * 10**6)))
+    assert len(str(caught.value)) < 3000

@@ -2,6 +2,8 @@
 
 import asyncio
 import functools
+import importlib
+import linecache
 import re
 import subprocess
 import sys
@@ -113,6 +115,9 @@ BAD_SPECS = [
     ("length?target=x", "expected a whole number"),
     ("length?target=3&unit=lines", "expected one of tokens, words"),
     ("vader?scale=2", "it takes none"),
+    ("http://h/get_reward?timeout=nan", "timeout expected a number, got 'nan'"),
+    ("http://h/get_reward?retries=1.5", "retries expected a whole number, got '1.5'"),
+    ("http://h/get_reward?batch_size=many", "batch_size expected a whole number or none, got 'many'"),
     ("py:math", "expected py:module:attribute"),
     ("py:no_such_module_here:fn", "there is no module 'no_such_module_here'"),
     ("py:math:sqroot", r"math has no 'sqroot'. Did you mean 'sqrt'\?"),
@@ -255,7 +260,47 @@ def test_a_factory_is_called_and_a_function_is_bound(factories):
     for spec, message in (
         ("plain", r"lacks weight: write .*plain\?weight=... \(it takes no completions, so it is taken for a factory"),
         ("plain?wieght=3", "Did you mean 'weight'"),
+        ("plain?weight=heavy", r"plain\?weight=heavy': weight expected a number, got 'heavy'"),
         ("forgets", "makes a list, which cannot be called .it takes no completions"),
     ):
         with pytest.raises(ValueError, match=message):
             load_reward_model(factories + spec)
+
+
+CALLS = "return [inner(c) for c in completions]"
+WRAPS = "import functools\n{}def wraps(function):\n    @functools.wraps(function)\n"
+USES = {
+    "a default": f"{{}}def judge(completions, inner=inner): {CALLS}",
+    "a dict of functions": "{}ALL = {'x': [inner]}\ndef judge(completions): return list(map(ALL['x'][0], completions))",
+    "a local import": f"def judge(completions):\n    {{}}    {CALLS}",
+    "a folder below": "import below.deeper\ndef judge(completions): return list(map(below.deeper.inner, completions))",
+    "a decorator": (
+        f"{WRAPS}    def wrapper(completions): {CALLS}\n    return wrapper\n"
+        "@wraps\ndef judge(completions): return [0.0]"
+    ),
+    "what is decorated": (
+        f"{WRAPS}    def wrapper(completions): return function(completions)\n    return wrapper\n"
+        f"@wraps\ndef judge(completions): {CALLS}"
+    ),
+    "an array": "import numpy\n{}A = numpy.array([inner('')])\ndef judge(completions): return [A[0]]",
+    "a tensor": "import torch\n{}A = torch.tensor([inner('')])\ndef judge(completions): return [A[0]]",
+}
+
+
+@pytest.mark.parametrize("how", USES)
+def test_the_hash_changes_with_what_is_used_from_files_beside_and_below(how, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "below").mkdir()
+    hashes = []
+    for value in (1.0, 1.0, 2.0):
+        text = f"VALUE = {value}\ndef inner(completion):\n    return {value}\n"
+        (tmp_path / "lm_gym_beside.py").write_text(text)
+        (tmp_path / "below" / "deeper.py").write_text(text)
+        (tmp_path / "judge.py").write_text(USES[how].replace("{}", "from lm_gym_beside import inner\n"))
+        linecache.clearcache()
+        importlib.invalidate_caches()
+        hashes.append(reward_model_hash(load_reward_model(f"py:{tmp_path}/judge.py:judge")))
+        for name in ("lm_gym_beside", "below", "below.deeper"):  # as a new process would begin
+            sys.modules.pop(name, None)
+    assert hashes[0] == hashes[1] != hashes[2]

@@ -6,8 +6,10 @@ import time
 import pytest
 import torch
 from judges import Learns, ask
+from ppo_runs import environment, ppo, problem
 
-from lm_gym.rewards import load_reward_state, reward_state, update_reward_model
+from lm_gym.reward_errors import UnusableRewardModel
+from lm_gym.rewards import RewardModelError, load_reward_state, reward_state, update_reward_model
 
 
 def plain(completions):
@@ -62,9 +64,9 @@ def test_state_and_no_state_do_not_mix():
 
 @pytest.mark.parametrize("state", [{"weights": torch.zeros(2)}, {"scale": float("nan")}])
 def test_state_that_a_checkpoint_cannot_hold(state):
-    with pytest.raises(TypeError, match=r"state_dict\(\) of .*:Frozen expected plain data"):
+    with pytest.raises(RewardModelError, match=r"state_dict\(\) of .*:Frozen expected plain data"):
         reward_state(Frozen(state))
-    with pytest.raises(TypeError, match="expected a mapping, got list"):
+    with pytest.raises(RewardModelError, match="expected a mapping, got list"):
         reward_state(Frozen([1]))
 
 
@@ -76,7 +78,7 @@ def test_half_of_the_methods_is_an_error():
         def update(self, metrics):
             pass
 
-    with pytest.raises(TypeError, match="Forgets has update but no state_dict and load_state_dict"):
+    with pytest.raises(UnusableRewardModel, match="Forgets has update but no state_dict and load_state_dict"):
         reward_state(Forgets())
 
 
@@ -86,3 +88,20 @@ def test_a_call_says_how_long_it_took():
         return [0.0] * len(completions)
 
     assert 0.03 <= ask(slow, ["a"]).seconds < 10
+
+
+def test_state_that_no_checkpoint_can_hold_is_refused_before_the_training(tmp_path):
+    calls = []
+
+    class Odd(Learns):
+        def __call__(self, completions, log_metric):
+            calls.append(len(completions))
+            return super().__call__(completions, log_metric)
+
+        def state_dict(self):
+            return {"scale": float("nan")}
+
+    agent = ppo(environment(problem(reward_model=Odd())))
+    with pytest.raises(RewardModelError, match="expected plain data"):
+        agent.learn(10, out=tmp_path)
+    assert not calls and not list(tmp_path.iterdir())

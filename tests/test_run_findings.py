@@ -6,9 +6,11 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
+from judges import by_length, score
 
-from lm_gym.agents import PPO
+from lm_gym.agents import PPO, Reference
 from lm_gym.cli import main
+from lm_gym.cli.evaluate import stands_out
 from lm_gym.report import write_findings, write_report
 from lm_gym.reward_models.watched import Watched
 from lm_gym.rewards import RewardModelError, reward_model_hash, reward_model_name, reward_state
@@ -149,6 +151,26 @@ def test_a_watched_judge_keeps_its_name_hash_state_and_logs() -> None:
     both.update({"reward/calls": 2.0})
     assert reward_state(both) == {"seen": 2} == reward_state(judge)
     assert reward_state(Watched("vader", "length?target=3")) is None
+
+
+def test_a_judge_that_logs_under_the_watching_judges_name_is_refused() -> None:
+    def judge(completions: list[str], log_metric: Any) -> list[float]:
+        log_metric("watch", 100.0)
+        return [0.0] * len(completions)
+
+    with pytest.raises(RewardModelError, match="judge logs 'watch' itself"):
+        score(Watched(judge, by_length))
+    assert score(Watched(judge, by_length, name="gold")).metrics == {"watch": 100.0, "gold": 5.0}
+
+
+def test_a_column_called_watch_is_not_taken_for_a_watching_judge() -> None:
+    def judge(completions: list[str], log_extra: Any) -> list[float]:
+        log_extra("watch", ["yes"] * len(completions))
+        return [float(len(text)) for text in completions]
+
+    agent = Reference(gym.make("LMAlign-v0", reward_model=judge, max_new_tokens=3, kl_mode="reference"))
+    drawn = agent.evaluate_on(agent.mdp.prompts[:8], 0)
+    assert isinstance(stands_out(agent, drawn, drawn), list)
 
 
 def test_a_watching_judge_that_raises_is_named() -> None:

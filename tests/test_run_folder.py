@@ -66,6 +66,22 @@ def test_an_agent_goes_on_in_its_own_folder_and_in_no_other(tmp_path: Path) -> N
     assert steps(run) == [1, 2, 3, 4, 5]
 
 
+def test_a_checkpoint_is_known_by_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learn(ppo(), 2, out=tmp_path / "run")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (tmp_path / "newest").symlink_to(checkpoints / "step-2")
+    for updates, folder, path in (
+        (3, tmp_path, "newest"),
+        (4, checkpoints, "step-3"),
+        (5, checkpoints / "step-4", "."),
+    ):
+        monkeypatch.chdir(folder)
+        agent = PPO.load(path, gym.make("LMAlignExact-v0"))
+        monkeypatch.chdir(tmp_path)
+        learn(agent, updates, out="run", resume=True)
+    assert steps(tmp_path / "run") == [1, 2, 3, 4, 5]
+
+
 def test_what_another_one_went_on_with_is_not_taken_back(tmp_path: Path) -> None:
     first = learn(ppo(), 2, out=tmp_path)
     env = gym.make("LMAlignExact-v0")
@@ -112,6 +128,28 @@ def test_a_stop_while_the_configuration_is_renewed_leaves_a_run_that_can_go_on(
     learn(PPO.load(tmp_path, env), 2, out=tmp_path, resume=True, run_config={"note": "second"})
     assert (tmp_path / "config.0.yaml").read_bytes() == first != (tmp_path / "config.yaml").read_bytes()
     assert run_folder.kept_configs(tmp_path).keys() == {0}  # the copy is made once
+
+
+@pytest.mark.filterwarnings("ignore:the reward model .* is not the one of the checkpoint")
+def test_a_start_that_fails_leaves_the_configuration_of_a_run_that_would_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train(run, "--reward", "length?target=3", "--eval-texts", "0", tokens=1) == 0
+    first = (run / "config.yaml").read_bytes()
+    judge = reward_file(tmp_path, "    raise ValueError('never')")
+    more = ("--resume", "--eval-texts", "0", "--out", str(run), "--total-tokens")
+    assert main(["train", "ppo", *more, "200", "--reward", judge]) == 1
+    rows = run / "metrics.jsonl"
+    kept = rows.read_bytes()
+    rows.write_bytes(b"[1]\n")
+    capsys.readouterr()
+    assert main(["train", "ppo", *more, "200"]) == 2
+    assert "metrics.jsonl, line 1: expected an object, got '[1]'" in capsys.readouterr().err
+    rows.write_bytes(kept)
+    assert (run / "config.yaml").read_bytes() == first
+    assert main(["train", "ppo", *more, "80"]) == 0
+    assert "length?target=3" in (run / "config.yaml").read_text() and not (run / run_folder.NEXT_CONFIG).exists()
 
 
 def test_resume_takes_the_newest_configuration_that_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -280,6 +280,27 @@ def test_wandb_is_called_as_it_wants(tmp_path, monkeypatch):
     assert (row["lr"], step, finish) == (0.5, 3, ("finish",))
 
 
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_what_a_tracker_of_others_raises_names_it(tmp_path, monkeypatch, fails):
+    def call(name):
+        def raising(*_, **__):
+            raise SystemExit("\x1b[31mno account")
+
+        return raising if name == fails else lambda *_, **__: run_object
+
+    run_object = types.SimpleNamespace()
+    run_object.log, run_object.finish = call("log"), call("finish")
+    fake = types.ModuleType("wandb")
+    fake.init = call("init")  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    does = {"init": "did not start", "log": "did not take a row", "finish": "could not finish"}[fails]
+    message = rf"the wandb tracker {does}.* \(SystemExit: ␛\[31mno account\)"
+    with pytest.warns(UserWarning, match=message) if fails == "finish" else pytest.raises(RuntimeError, match=message):
+        with tracker(tmp_path, trackers=["jsonl", "wandb"]) as run:
+            run.log({"lr": 0.5}, step=3, tokens=7)
+    assert fails == "init" or [row["step"] for row in read_jsonl(tmp_path / "metrics.jsonl")] == [3]
+
+
 def test_same_calls_write_the_same_rows(tmp_path):
     def rows(folder: Path) -> list[dict]:
         with tracker(folder) as run:

@@ -85,7 +85,7 @@ def stands_out(agent: Any, before: Drawn, after: Drawn) -> list[str]:
         judge, gold = judge.judge, judge.watch
     seen = []
     for drawn in (before, after):
-        watch = [float(score) for score in drawn.extra.get("watch", ())]
+        watch = [] if gold is None else drawn.extra["watch"]
         more = {"reward_std": float(np.std(drawn.scores)), "error": drawn.metrics["objective/scores_sem"]}
         seen.append(seen_in([drawn.metrics], **more, **({"watch_std": float(np.std(watch))} if watch else {})))
     texts = [

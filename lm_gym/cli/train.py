@@ -226,6 +226,7 @@ def print_config(config: Mapping[str, Any], out: Path) -> None:
 
 def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, Any], guard: Any) -> int:
     """Train until done or told to stop; the exit code of the signal that did, or 0."""
+    from lm_gym.outside_trackers import OutsideTrackerError
     from lm_gym.rewards import RewardModelError
 
     run = options.run
@@ -233,6 +234,7 @@ def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, An
         raise Refused(
             f"{out} has its {agent.tokens} tokens already: raise --total-tokens (now {run.total_tokens}) to go on"
         )
+    before = agent.updates
     with Interrupt(ASKED) as interrupt:
         try:
             agent.learn(
@@ -252,6 +254,14 @@ def _learn(agent: Any, options: TrainOptions, out: Path, config: Mapping[str, An
             raise Failed("\n".join([words, *_kept(out)])) from error
         except ImportError as error:  # a tracker without its extra
             raise Refused(str(error)) from error
+        except OutsideTrackerError as error:
+            if agent.updates > before:
+                raise Failed("\n".join([str(error), *_kept(out)])) from error
+            raise Refused(str(error)) from error
+        except ValueError as error:
+            if agent.updates > before:
+                raise
+            raise Refused(one_line(error)) from error  # a guard that cannot begin, a file of the run that is damaged
         except KeyboardInterrupt as stop:
             raise type(stop)(*_kept(out)) from None
     return interrupt.code

@@ -127,6 +127,7 @@ def test_a_token_comes_from_the_environment_and_stays_out_of_the_name(server, mo
     score(judge)
     assert server.headers[0]["Authorization"] == "Bearer s3cret"
     assert "s3cret" not in str(vars(judge)) + judge.fingerprint()
+    assert Remote("http://[::1]:2/get_reward").name == "http://[::1]:2/get_reward"
     assert Remote("http://user:password@host:1/get_reward?key=s3cret").name == "http://host:1/get_reward"
 
 
@@ -352,6 +353,13 @@ def test_a_probability_of_zero_has_no_logarithm(server):
         ("http://host/score", {"dialect": "tei"}, "dialect is 'tei'"),
         ("http://host/classify", {"output": "probs"}, "expected one of prob, logit, logprob"),
         ("http://host/classify", {"timeout": 0}, "expected timeout > 0"),
+        ("http://host/classify", {"timeout": float("nan")}, "expected timeout > 0"),
+        ("http://host/classify", {"timeout": 1e30}, "at most 86400 s"),
+        ("http://host/classify", {"backoff": float("inf")}, "backoff >= 0, both at most"),
+        ("http://host:99999/classify", {}, r"this is no URL \(Port out of range"),
+        ("http://[::1/classify", {}, r"this is no URL \(Invalid IPv6"),
+        ("http://a b/classify", {}, "percent-encode them"),
+        ("http://host/\u00e9/classify", {}, "percent-encode them"),
         ("http://host/classify", {"label": -1}, "label is -1"),
         ("http://host/classify", {"token_env": "NO_SUCH_VARIABLE"}, "no such environment variable"),
     ],
