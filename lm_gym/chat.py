@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -94,7 +93,7 @@ def written(
 
     Raises:
         ValueError: there is no template, it refuses the conversation, it does not know a role, or it leaves out what a
-            message says. Begins with a verb, so that the row can stand before it.
+            message says, or a tool. Begins with a verb, so that the row can stand before it.
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
@@ -122,7 +121,14 @@ def written(
     for form in (dict, _in_parts):  # some templates, of models that also see, read a list of parts only
         try:
             text = applied([form(message) for message in messages])
+            if (tool := _tools_lost(given, text)) is not None:
+                raise ValueError(
+                    f"goes through a chat template that leaves out the tool {tool!r}: give another template (one that "
+                    "reads tools), or leave the column 'tools' out"
+                )
             if (missing := lost(messages, text)) is None:
+                if form is _in_parts and any(_as_they_stand(message, text) for message in messages):
+                    break  # the template reads no parts: what the first form met is the reason
                 return text
             index, said = missing
             raise ValueError(
@@ -135,9 +141,26 @@ def written(
     raise first
 
 
+def _tools_lost(options: Mapping[str, Any], text: str) -> str | None:
+    """The name of a tool that is not in what a template wrote; None: all are, or none has a name."""
+    for tool in options.get("tools") or ():
+        given = tool.get("function", tool) if isinstance(tool, Mapping) else {}
+        name = given.get("name") if isinstance(given, Mapping) else None
+        if isinstance(name, str) and name not in text:
+            return name
+    return None
+
+
 def _in_parts(message: Message) -> dict[str, Any]:
     text = message["content"]
     return dict(message) | ({"content": [{"type": "text", "text": text}]} if isinstance(text, str) and text else {})
+
+
+def _as_they_stand(message: Message, text: str) -> bool:
+    """Whether a template wrote a message's list of parts as Python or JSON would."""
+    parts = _in_parts(message)["content"]
+    written = (str(parts), json.dumps(parts, ensure_ascii=False)) if isinstance(parts, list) else ()
+    return any(_squeezed(one) in _squeezed(text) for one in written)
 
 
 def _check_roles(messages: Sequence[Message], template: str) -> None:
@@ -148,7 +171,7 @@ def _check_roles(messages: Sequence[Message], template: str) -> None:
                 f"has message {index} with the role {role!r}; expected one of {', '.join(ROLES)}, or a role that the "
                 f"chat template names ({', '.join(sorted(OTHER_NAMES))} are read as user, assistant and tool)"
             )
-        if not isinstance(content, (str, Mapping)):
+        if not isinstance(content, str) and not (isinstance(content, Mapping) and role == "tool"):
             raise ValueError(f"has message {index} with content that is no text: {content!r:.60}")
 
 
@@ -159,14 +182,13 @@ def lost(messages: Sequence[Message], text: str, *, reasoning: bool = False) -> 
     unless `reasoning` is asked for: many templates leave it out of earlier turns.
     """
     there = _squeezed(text)
-    wanted: Counter[str] = Counter()
-    for index, message in enumerate(messages):
-        for said in _said(message, reasoning):
-            short = _squeezed(said)
-            wanted[short] += 1
-            escaped = json.dumps(short, ensure_ascii=False)[1:-1]
-            if short and max(there.count(short), there.count(escaped)) < wanted[short]:
-                return index, said
+    said = [(index, words, _squeezed(words)) for index, m in enumerate(messages) for words in _said(m, reasoning)]
+    for _, words, short in said:
+        # what others say may hold it too: "a" is in most of what a user asks
+        wanted = sum(other.count(short) for _, _, other in said)
+        escaped = json.dumps(short, ensure_ascii=False)[1:-1]
+        if short and max(there.count(short), there.count(escaped)) < wanted:
+            return max(place for place, _, other in said if other == short), words
     return None
 
 

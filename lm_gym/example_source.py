@@ -203,5 +203,5 @@ class _Fitted:
         self.rows.finish(len(self.prompts), "make the environment with other limits, or ")
         k = len(self.texts) // len(self.prompts)
         whole = ([*p, *(i for t in self.texts[n * k : (n + 1) * k] for i in t)] for n, p in enumerate(self.prompts))
-        self.mdp.reference.check_ids(whole, f"row of the {self.what}")
+        self.mdp.reference.check_ids(whole, f"{self.what}: row")
         return Examples.of(self.prompts, self.texts, self.labels)

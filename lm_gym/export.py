@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lm_gym.adapters import is_adapter, plain_copy
 from lm_gym.folders import filled_aside
 from lm_gym.runinfo import current_command, package_versions, plain, write_atomically
 
@@ -60,6 +61,17 @@ def save_pretrained(
     if model is None:
         raise ValueError(f"save_pretrained expected a transformers policy, got {type(agent.policy.lm).__name__}")
     adapter = hasattr(model, "merge_and_unload")
+    if adapter and not merge and not agent.config.lora_rank:
+        raise ValueError(
+            "merge=False expected an agent with lora_rank: this one trained the weights below the adapters too, which "
+            "an adapter's folder does not hold"
+        )
+    bases = [str(c.base_model_name_or_path) for c in model.peft_config.values()] if adapter and not merge else []
+    if any(map(is_adapter, bases)):
+        raise ValueError(
+            f"merge=False expected a base that is a whole model, got {bases[0]!r}, an adapter, on which PEFT puts no "
+            "second one: export it merged"
+        )
     folder = Path(folder)
     with filled_aside(folder) as aside:
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / ORIGIN).is_file())):
@@ -84,6 +96,8 @@ def _write(agent: LMAgent, model: Any, folder: Path, *, adapter: bool, merge: bo
     if adapter and not merge:
         generation.save_pretrained(folder)
     else:
+        if getattr(model, "_hf_peft_config_loaded", False):
+            model = plain_copy(model)
         model = model if adapter else copy.copy(model)
         model.generation_config = generation
     with quiet():

@@ -62,7 +62,7 @@ def hooked(base: Any) -> bool:
 
 
 def _linear(base: Any) -> bool:
-    """Whether every projection is a plain one, or a plain one under LoRA."""
+    """Whether every projection is a plain one, or a plain one under LoRA, and nothing else under an adapter."""
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "c_attn", "c_proj", "c_fc")
     for name, module in base.named_modules():
         if name.rsplit(".", 1)[-1] in names:
@@ -71,6 +71,8 @@ def _linear(base: Any) -> bool:
                 inner is not module and not hasattr(module, "get_delta_weight")
             ):
                 return False
+        elif hasattr(module, "base_layer") or hasattr(module, "original_module"):  # PEFT's embeddings and norms
+            return False
     return True
 
 
@@ -82,7 +84,9 @@ def _weights(*modules: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
         weight = inner.weight.detach()
         if inner is not module:
             lora: Any = module
-            for name in lora.active_adapters if not lora.disable_adapters else []:
+            # an adapter need not reach every projection, and one that was merged is in the weight already
+            active = [] if lora.disable_adapters or lora.merged else lora.active_adapters
+            for name in (name for name in active if name in lora.lora_A):
                 weight = (weight + lora.get_delta_weight(name).detach()).to(weight.dtype)  # adapters are in float32
         rows.append(weight.T if type(inner).__name__ == "Conv1D" else weight)
         biases.append(None if inner.bias is None else inner.bias.detach())

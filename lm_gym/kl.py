@@ -93,8 +93,12 @@ class AdaptiveKL:
 
         β ← β·(1 + clip(KL/target − 1, −.2, .2)·n/horizon)
 
-    KL is the mean over texts of the per-sequence sum (k1, the penalty's own estimator), n the number of texts seen.
+    KL is the mean over texts of the per-sequence sum (k1, the penalty's own estimator), n the number of texts seen. β
+    stays within a factor of `RANGE` of the one it began with: further off it would take hundreds of updates to come
+    back, and from 0 or infinity none.
     """
+
+    RANGE = 1e9
 
     def __init__(self, init: float, target: float, horizon: int) -> None:
         if not (0 < init < math.inf and 0 < target < math.inf and 1 <= horizon < math.inf):
@@ -103,6 +107,7 @@ class AdaptiveKL:
                 f"{target}, {horizon}: a coefficient of 0 would stay 0"
             )
         self.value, self.target, self.horizon = float(init), float(target), int(horizon)
+        self.least, self.most = self.value / self.RANGE, self.value * self.RANGE
 
     def check(self, n: int) -> None:
         """Refuse updates of ``n`` texts of which one could take the coefficient to 0 or below: n at least 5·horizon."""
@@ -119,7 +124,7 @@ class AdaptiveKL:
         if math.isnan(kl):
             raise ValueError("adaptive KL expected the mean KL of some texts in nats, got NaN")
         error = min(max(kl / self.target - 1.0, -0.2), 0.2)
-        self.value *= 1.0 + error * n / self.horizon
+        self.value = min(max(self.value * (1.0 + error * n / self.horizon), self.least), self.most)
         return self.value
 
     def state_dict(self) -> dict[str, Any]:

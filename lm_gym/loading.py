@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
+from lm_gym.adapters import adapter_base, with_adapter
 from lm_gym.local_paths import refuse_missing_path
 from lm_gym.models import CausalLM, EncoderDecoder, TransformersLM, refuse_encoder_decoder
 from lm_gym.weight_shapes import oversized
@@ -23,6 +25,9 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SAFE = {"use_safetensors": True, "trust_remote_code": False}
 """Arguments of every ``from_pretrained`` of weights. Code in a model's repository is never run: there is no option."""
 
+
+BROKEN = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, StrictDataclassError, RecursionError)
+"""What ``transformers`` raises of a config whose numbers cannot be (no heads, a text for a size)."""
 
 LOADING = threading.RLock()
 """Held while anything is loaded: ``transformers`` changes globals of torch meanwhile and is imported piece by piece, so
@@ -109,17 +114,25 @@ def _load(model: Any, tokenizer: Any, device: Any, dtype: Any, what: str, check:
         source, extra = str(Path(name).parent), {"gguf_file": Path(name).name}
     else:
         refuse_missing_path(name, what)
+    base = None
     try:
+        base = None if extra else adapter_base(source)
+        weights = base or source
         if not extra:
-            refuse_encoder_decoder(AutoConfig.from_pretrained(source, trust_remote_code=False), name)
-        loaded = pretrained(AutoModelForCausalLM, source, what=what, dtype=precision, **extra)
+            refuse_missing_path(weights, f"{what}'s base" if base else what)
+            refuse_encoder_decoder(AutoConfig.from_pretrained(weights, trust_remote_code=False), name)
+        refuse_pickles(source, what)
+        loaded = pretrained(AutoModelForCausalLM, weights, what=what, dtype=precision, **extra)
+        loaded = with_adapter(loaded, source) if base else loaded
     except (Unloadable, EncoderDecoder):
         raise
-    except (OSError, ValueError, KeyError, ImportError) as e:
+    except (OSError, RuntimeError, ValueError, ImportError, *BROKEN) as e:
         raise ValueError(
-            f"{what} expected 'tiny', a hub id, a folder with config.json, or a GGUF file; could not load {name!r}: "
-            f"{_first_line(e)}"
+            f"{what} expected 'tiny', a hub id, a folder with config.json, an adapter's folder, or a GGUF file; could "
+            f"not load {name!r}: {first_line(e)}"
         ) from e
+    if base and Path(source).is_dir() and not any("token" in file.name for file in Path(source).iterdir()):
+        source = base  # an adapter's folder need not have a tokenizer
     found = load_tokenizer(tokenizer or source, what, **({} if tokenizer else extra))
     return TransformersLM(loaded.to(where), found, name, check=check)
 
@@ -154,7 +167,7 @@ def load_tokenizer(tokenizer: Any, what: str, **extra: Any) -> Any:
         with LOADING:
             found = AutoTokenizer.from_pretrained(str(tokenizer), trust_remote_code=False, **extra)
     except Exception as e:  # the tokenizers library raises plain Exception where a file is damaged
-        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({_first_line(e)}); pass tokenizer=") from e
+        raise ValueError(f"{what}: no tokenizer found at {str(tokenizer)!r} ({first_line(e)}); pass tokenizer=") from e
     # where a folder has no tokenizer's files, transformers makes one of special tokens alone (for T5 with one word)
     words = len(set(found.get_vocab()) - set(found.all_special_tokens)) if len(found) < 1000 else 1000
     folder = Path(tokenizer)
@@ -185,8 +198,10 @@ def pretrained(auto: Any, source: str, *, what: str, **options: Any) -> Any:
             model, info = auto.from_pretrained(source, output_loading_info=True, **SAFE, **options)
     except SafetensorError as e:
         raise Unloadable(f"{what} {source!r}: {_damaged(source) or 'a safetensors file'} is damaged: {e}") from e
-    except RuntimeError as e:
-        raise Unloadable(f"{what} {source!r}: its weights do not fit its config.json: {_first_line(e)}") from e
+    except (RuntimeError, *BROKEN) as e:
+        if isinstance(e, BROKEN):
+            raise Unloadable(f"{what} {source!r}: its config cannot be used: {first_line(e)}") from e
+        raise Unloadable(f"{what} {source!r}: its weights do not fit its config.json: {first_line(e)}") from e
     absent = sorted(info.get("missing_keys") or ())
     odd = sorted(str(key) for key in info.get("mismatched_keys") or ())
     if absent or odd:
@@ -259,6 +274,10 @@ def _damaged(source: str) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def first_line(error: Exception) -> str:
+    """What an error of ``transformers`` says, on a line."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    if isinstance(error, StrictDataclassError):
+        return " ".join(lines)  # the reason is on the second
+    kind = f"{type(error).__name__}: " if isinstance(error, BROKEN) else ""  # they say little by themselves
+    return kind + (lines[0] if lines else "no message")

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,9 @@ class AlignmentMDP:
             )
         if reference is not None:
             self._check_vocabulary(self._own_tokenizer())
+            if tokenizer is not None and all(isinstance(name, (str, Path)) for name in (model, reference)):
+                # given for both: it may fit the one or the other
+                self._check_vocabulary(tokenizer_of(model), tokenizer_of(reference))
         self.prompts = self._prompts(prompts, max_prompt_tokens)
         self.reference.check_ids((p.token_ids for p in self.prompts), "prompt")
         longest = max(len(p.token_ids) for p in self.prompts)
@@ -168,9 +172,9 @@ class AlignmentMDP:
             return None  # one was given, for both
         return tokenizer_of(self._model)
 
-    def _check_vocabulary(self, tokenizer: Any) -> None:
+    def _check_vocabulary(self, tokenizer: Any, other: Any = None) -> None:
         """Policy and reference must mean the same by an id: a KL between two vocabularies means nothing."""
-        found = different_tokens(tokenizer, self.reference.tokenizer)
+        found = different_tokens(tokenizer, self.reference.tokenizer if other is None else other)
         if found is not None:
             raise ValueError(
                 f"model and reference expected one vocabulary, got two: id {found[0]} is {found[1]!r} in the model's "

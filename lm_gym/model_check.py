@@ -68,8 +68,8 @@ def check_model(lm: TransformersLM) -> None:
         problem = _found[key]
     if problem is not None:
         raise ValueError(
-            f"model {lm.name!r} ({type(lm.causal_lm()).__name__}) cannot be used here: {problem}. To do: take a model "
-            "of another class (docs/models.md lists those that were tried)"
+            f"model {lm.name!r} ({type(lm.causal_lm()).__name__}) cannot be used here: {problem}. To do: take "
+            "another model (docs/models.md lists the classes that were tried)"
         )
 
 
@@ -131,7 +131,7 @@ def _compared(lm: TransformersLM, texts: Texts, own: list[torch.Tensor], compute
         apart = _apart(found, want)
         return (apart if exact else apart.mean(-1)).max()
 
-    shapes, off = set[int](), []
+    shapes, off = set[tuple[int, ...]](), []
 
     def compare() -> None:
         for row, at, hidden in compute(lm, texts):
@@ -139,13 +139,13 @@ def _compared(lm: TransformersLM, texts: Texts, own: list[torch.Tensor], compute
             if found.shape == want.shape:
                 off.append(measure(found, want))
             else:
-                shapes.add(found.shape[-1])
+                shapes.add(tuple(found.shape))
 
     failure = _failure(compare)
     if failure is not None:
         return f"fail with {failure}"
     if shapes:
-        return f"give {shapes.pop()} log-probs a token, its own forward pass {own[0].shape[-1]}"
+        return f"give log-probs of the shape {shapes.pop()}, its own forward pass {own[0].shape[-1]} a token"
     if not off:
         return None
     spread = max(float(x[x.isfinite()].std()) for x in own)
@@ -274,8 +274,8 @@ def _is_exact(lm: TransformersLM) -> bool:
 def _key(lm: TransformersLM) -> str | None:
     """What tells models apart; None for one that somebody changed by hand, which is looked at each time.
 
-    The weights count with the first numbers of each tensor: a model that was just made can hide what it would show
-    after training.
+    The weights count with the first numbers and the sum of each tensor: a model that was just made can hide what it
+    would show after training, and one number that is NaN anywhere damages all.
     """
     model = lm.model
     if any(has_hooks(m) or "forward" in vars(m) for m in model.modules()):
@@ -295,6 +295,6 @@ def _key(lm: TransformersLM) -> str | None:
             default=str,
         ).encode()
     )
-    beginnings = [p.detach().flatten()[:8].double() for p in model.parameters()]
-    digest.update(torch.cat(beginnings).cpu().numpy().tobytes())
+    numbers = [x.double() for p in model.parameters() for x in (p.detach().flatten()[:8], p.detach().sum()[None])]
+    digest.update(torch.cat(numbers).cpu().numpy().tobytes())
     return digest.hexdigest()

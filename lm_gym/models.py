@@ -161,14 +161,17 @@ class TransformersLM(CausalLM):
         super().__init__()
         self.model, self.tokenizer, self.name = model, tokenizer, name
         refuse_encoder_decoder(model.config, name)
+        if any(p.is_meta for p in model.parameters()):
+            raise ValueError(f"model {name!r} expected weights in memory, got some on the meta device (or offloaded)")
         config = model.config.get_text_config(decoder=True)
         head = model.get_output_embeddings()
-        if head is None:
-            raise ValueError(f"model {name!r} expected a causal LM with an output head, got {type(model).__name__}")
+        if not isinstance(getattr(head, "weight", None), torch.Tensor):
+            found = type(model).__name__ + ("" if head is None else f" whose head is a {type(head).__name__}")
+            raise ValueError(f"model {name!r} expected a causal LM with an output head, a linear layer, got {found}")
         self.vocab_size = int(head.weight.shape[0])
         self.input_size = int(model.get_input_embeddings().weight.shape[0])
         self.hidden_size = int(head.weight.shape[1])
-        self.max_positions = text_limit(config)
+        self.max_positions = text_limit(config, self._base())
         kinds = sorted(set(getattr(config, "layer_types", None) or ()))
         if any(state in kind for kind in kinds for state in ("linear", "mamba", "conv", "recurrent")):
             raise ValueError(
@@ -336,7 +339,11 @@ def eos_ids_of(model: Any, tokenizer: Any, name: str) -> tuple[int, ...]:
     ids: set[int] = set()
     for source in (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer):
         value = getattr(source, "eos_token_id", None)
-        ids.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
+        given = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
+        odd = [i for i in given if not isinstance(i, (int, float)) or int(i) != i]
+        if odd:
+            raise ValueError(f"model {name!r} expected eos_token_id of whole numbers, got {odd[0]!r}")
+        ids.update(given)
     if not ids:
         raise ValueError(
             f"model {name!r} expected an EOS token, got none in generation_config, config or tokenizer: "

@@ -37,14 +37,17 @@ def because(limit: int | None) -> str:
     return f" ({why})" if why else ""
 
 
-def text_limit(config: Any) -> TextLimit:
-    """The longest text in tokens for a language model of this (text) config.
+def text_limit(config: Any, trunk: nn.Module | None = None) -> TextLimit:
+    """The longest text in tokens for a language model of this (text) config, whose ``trunk`` may have a smaller table.
 
     A rotary encoding whose frequencies depend on the length of the text would turn every key of a text anew where it
     crosses the switch: keys in the cache, and rows of a batch that are shorter, would be of the wrong side.
     """
     named = (getattr(config, field, None) for field in LENGTHS)
     own = next((n for n in named if isinstance(n, int) and n > 0), UNLIMITED)  # XLNet says −1
+    table = None if trunk is None else position_table(trunk, config)
+    if table is not None and table < own:
+        return TextLimit(table, "its table of positions has no more rows, whatever its config says")
     switch = frequency_switch(config)
     if switch is not None and switch < own:
         return TextLimit(
@@ -83,16 +86,23 @@ def hard_limit(model: nn.Module, *, together: bool) -> TextLimit | None:
     ``together``: texts on both sides of a longrope model's switch are read in one pass, which has one encoding.
     """
     config = model.config.get_text_config()  # type: ignore[operator, union-attr]
-    table = position_table(model)
+    table = position_table(model, config)
     if table is not None:
         return TextLimit(table, "it has no more positions")
     limit = text_limit(config)
     return limit if is_dynamic(config) or (together and frequency_switch(config) == limit) else None
 
 
-def position_table(model: nn.Module) -> int | None:
-    """Tokens that a model's table of learned positions has room for; None: it has none."""
-    for name, module in model.named_modules():
+def position_table(model: nn.Module, config: Any) -> int | None:
+    """Tokens that a model's table of learned positions has room for; None: it has none.
+
+    ``config``: of the text. Parts with a config of another kind, such as eyes, are passed over.
+    """
+    modules = list(model.named_modules())
+    others = tuple(f"{name}." for name, m in modules if name and type(getattr(m, "config", config)) is not type(config))
+    for name, module in modules:
+        if name.startswith(others):
+            continue
         weight = getattr(module, "weight", None)
         if name.rsplit(".", 1)[-1] in TABLES and weight is not None:
             rows = int(weight.shape[0]) - int(getattr(module, "offset", 0))  # OPT and BART have rows more

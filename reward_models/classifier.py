@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import inspect
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lm_gym import flat_trunk
 from lm_gym.chat import in_one_form, written
+from lm_gym.models import check_ids
 from lm_gym.positions import because, frequency_switch, hard_limit
 from lm_gym.prompts import without_second_bos
 from lm_gym.rewards import Text, plain_text
@@ -99,6 +101,8 @@ class Classifier:
     def __call__(self, prompts: Sequence[Text], completions: Sequence[Text], **_: Any) -> list[float]:
         read = [self._read(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
         tokens, segments = [ids for ids, _ in read], [kinds for _, kinds in read]
+        with contextlib.suppress(AttributeError, NotImplementedError):  # CANINE has no table of tokens
+            check_ids(tokens, len(self.model.get_input_embeddings().weight), "text", self.name, self.tokenizer)
         order = sorted(range(len(tokens)), key=lambda row: len(tokens[row]))
         size = self.batch_size if self._pad is not None else 1  # without one, transformers takes no batch
         scores = [0.0] * len(tokens)
@@ -278,7 +282,16 @@ class Classifier:
 def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str | None) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
-    from lm_gym.loading import LOADING, SAFE, load_tokenizer, refuse_oversized, refuse_pickles
+    from lm_gym.loading import (
+        BROKEN,
+        LOADING,
+        SAFE,
+        Unloadable,
+        first_line,
+        load_tokenizer,
+        refuse_oversized,
+        refuse_pickles,
+    )
 
     kinds = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in kinds:
@@ -295,8 +308,11 @@ def _loaded(model: str, tokenizer: Any, device: str, dtype: str, revision: str |
             tokenizer = model if tokenizer is None else tokenizer
             if isinstance(tokenizer, str):
                 tokenizer = load_tokenizer(tokenizer, "classifier", revision=revision)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {error}") from error
+    except Unloadable:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, *BROKEN) as error:
+        why = first_line(error)
+        raise ValueError(f"classifier: {model!r} cannot be loaded as a sequence classifier: {why}") from error
     if info["missing_keys"]:
         raise ValueError(
             f"classifier: {model!r} has no weights for {', '.join(sorted(info['missing_keys'])[:3])}: it is no trained "

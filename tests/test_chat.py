@@ -76,6 +76,21 @@ def test_a_message_that_the_template_leaves_out_is_named() -> None:
         prompt_of([user("good"), user("good")], first)  # the same words twice are not there once
 
 
+def test_a_message_is_missed_though_its_words_are_in_another_one() -> None:
+    with pytest.raises(ValueError, match=r"leaves out what message 0 \(system\) says: 'so'"):
+        prompt_of([{"role": "system", "content": "so"}, user("is it so")])
+    assert prompt_of([user("so"), user("is it so")]) == "<user>so<user>is it so<model>"
+
+
+def test_a_template_that_cuts_a_text_gets_no_list_of_parts_to_write_out() -> None:
+    """A list of one part, cut to its first four, is the whole of it, as Python writes it."""
+    for cut in ("m['content'][:4]", "(m['content'] if m['content'] is not string else m['content'][:4]) | tojson"):
+        with pytest.raises(ValueError, match=r"leaves out what message 0 \(user\) says: 'good day'"):
+            prompt_of([user("good day")], "{% for m in messages %}{{ " + cut + " }}{% endfor %}")
+    with pytest.raises(ValueError, match="row 0 has message 0 with content that is no text"):
+        prompt_of([{"role": "user", "content": {"a": "so"}}])
+
+
 def test_a_judges_template_is_held_to_the_same() -> None:
     judge = judge_of(with_template(NAMED))
     human = {"role": "human", "content": "hi"}
@@ -145,6 +160,14 @@ def test_calls_of_tools_need_no_content(content: Any) -> None:
         load_demonstrations([{"messages": talk}], with_template(ZEPHYR))
     with pytest.raises(ValueError, match="ends in an assistant's message that is no text alone"):
         prompt_of(talk[:2], TOOLS)
+
+
+def test_tools_that_the_template_leaves_out_are_named() -> None:
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    with pytest.raises(ValueError, match="row 0 goes through a chat template that leaves out the tool 'add'"):
+        prompt_of([user("hi")], tools=tools)
+    with pytest.raises(ValueError, match="leaves out the tool 'add'"):
+        load_demonstrations([{"messages": [user("hi"), says("so")], "tools": [{"name": "add"}]}], with_template(GEMMA))
 
 
 @pytest.mark.parametrize("value", ["not json", '{"a": 1}', "3"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import Any
 
 import gymnasium as gym
 import pytest
-from ppo_runs import environment, ppo, problem
+import torch
+from ppo_runs import count_a, environment, ppo, problem
 from safetensors.torch import load_file
 from small_models import small_lm, small_mdp
 
@@ -18,6 +20,7 @@ from lm_gym import export, tiny
 from lm_gym.agents import PPO
 from lm_gym.cli import main
 from lm_gym.env import LMAlignEnv
+from lm_gym.loading import load_model
 from lm_gym.run_files import read_jsonl
 
 SMALL = {"batch_size": 16, "minibatch_size": 8, "epochs": 2, "learning_rate": 1e-2}
@@ -120,12 +123,67 @@ def test_lora_merged_or_as_an_adapter(merge: bool, tmp_path: Path) -> None:
     assert (again / "model.safetensors").exists() != merge, "nothing of the other form stays"
 
 
+def test_an_adapters_folder_is_a_model_whose_training_is_exported_whole(tmp_path: Path) -> None:
+    """Its base under it, the adapter merged: saved as ``transformers`` would, the adapter alone would be left."""
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    base, folder = small_lm(seed=3), tmp_path / "adapter"
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(plain, lora).eval()
+    wrapped.save_pretrained(folder)
+    ids = torch.tensor([[3, 4, 5]])
+    live = AutoModelForCausalLM.from_pretrained(folder)  # transformers' own way: layers of adapters in the model
+    for mdp in (problem_of(folder), small_mdp(load_model(live, tokenizer=base.tokenizer), reward_model=count_a)):
+        with torch.no_grad():
+            torch.testing.assert_close(mdp.reference.model(ids).logits, wrapped(ids).logits, atol=1e-4, rtol=0)
+        agent = PPO(LMAlignEnv(mdp=mdp), **SMALL)
+        agent.learn(300)
+        model = AutoModelForCausalLM.from_pretrained(agent.save_pretrained(tmp_path / "out"))
+        with torch.no_grad():
+            torch.testing.assert_close(model(ids).logits, agent.policy.lm.model(ids).logits, atol=1e-4, rtol=0)
+        shutil.rmtree(tmp_path / "out")
+    agent = PPO(LMAlignEnv(mdp=small_mdp(load_model(wrapped, tokenizer=base.tokenizer))), **SMALL)
+    with pytest.raises(ValueError, match="this one trained the weights below the adapters too"):
+        agent.save_pretrained(tmp_path / "out", merge=False)
+    agent = PPO(LMAlignEnv(mdp=problem_of(folder)), lora_rank=2, **SMALL)
+    with pytest.raises(ValueError, match="expected a base that is a whole model, got '.*adapter', an adapter"):
+        agent.save_pretrained(tmp_path / "out", merge=False)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for named, message in (
+        (None, "names no base|has no base_model_name_or_path"),
+        (str(folder), "is an adapter or has one"),
+        (str(tmp_path / "nowhere"), "model's base: could not load '.*nowhere', there is no such"),
+    ):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": named}))
+        with pytest.raises(ValueError, match=message):
+            load_model(folder)
+
+
 def problem_of(folder: Path) -> Any:
     from ppo_runs import count_a
 
     from lm_gym.mdp import AlignmentMDP
 
     return AlignmentMDP(model=str(folder), prompts=["abc", "head"], reward_model=count_a, max_new_tokens=8)
+
+
+def test_a_run_whose_vocabulary_lacks_most_letters_is_sampled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The problem is made again with a prompt that nobody reads, which such a tokenizer must not be asked to write."""
+    base = small_lm()
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "abc"}\n')
+    made = ["--model", str(tmp_path / "base"), "--prompts", str(tmp_path / "p.jsonl"), "--max-new-tokens", "4"]
+    sizes = ["--total-tokens", "16", "--batch-size", "8", "--minibatch-size", "8", "--eval-texts", "8"]
+    run = str(tmp_path / "run")
+    assert main(["train", "rloo", *made, "--reward", "length?target=3", *sizes, "--out", run]) == 0
+    assert main(["sample", "--model", run, "--prompt", "abc"]) == 0, capsys.readouterr().err
 
 
 def test_several_eos_ids_a_chat_template_and_a_critic_travel(tmp_path: Path) -> None:

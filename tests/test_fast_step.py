@@ -91,6 +91,34 @@ def test_lora_adapters_are_merged() -> None:
     assert (adapted - plain).abs().max() > 1e-3
 
 
+def test_adapters_of_every_kind_are_decoded_with_or_refused_by_nothing() -> None:
+    """An embedding under LoRA, whole layers trained beside it, a second adapter on fewer layers, a merged one."""
+    peft = pytest.importorskip("peft")
+
+    def adapted(names: list[str], **more: Any) -> Any:
+        config = peft.LoraConfig(r=2, target_modules=names, init_lora_weights=False, task_type="CAUSAL_LM", **more)
+        found = peft.get_peft_model(randomised(models()["llama"]), config).eval()
+        with torch.no_grad():
+            for p in found.parameters():
+                if p.requires_grad:
+                    p.add_(torch.randn_like(p) * 0.1)
+        return found
+
+    two = adapted(["q_proj", "v_proj"])
+    two.add_adapter("two", peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    two.set_adapter("two")
+    merged = adapted(["q_proj"])
+    merged.merge_adapter()
+    for model in (
+        adapted(["q_proj", "embed_tokens", "lm_head"]),
+        adapted(["q_proj"], modules_to_save=["norm", "embed_tokens"]),
+        adapted(["q_proj"], trainable_token_indices=[3, 4]),
+        two,
+        merged,
+    ):
+        TransformersLM(model, Tokenizer(), "adapted")  # beside the model's own forward pass
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_a_model_that_was_asked_for_its_hidden_states_once_stays_fast(kind: str) -> None:
     """transformers leaves idle hooks on every layer after such a call."""

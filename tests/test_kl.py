@@ -96,6 +96,19 @@ def test_the_coefficient_stays_above_0(n: int, horizon: int, kl_now: float) -> N
     assert all(controller.update(kl_now, n) > 0 for _ in range(20))
 
 
+def test_the_coefficient_can_always_come_back() -> None:
+    """Over 3,000 updates on one side it became 0, or infinite, from which no factor leads back."""
+    for kl_now, back in ((0.0, 100.0), (100.0, 0.0)):
+        controller = kl.AdaptiveKL(0.05, target=6, horizon=17)
+        for _ in range(3000):
+            controller.update(kl_now, 80)
+        assert 0 < controller.value < math.inf
+        edge = controller.value
+        for _ in range(60):
+            controller.update(back, 80)
+        assert (controller.value - 0.05) * (edge - 0.05) < 0, "60 updates on the other side lead across"
+
+
 @pytest.mark.parametrize(("n", "horizon"), [(128, 20), (128, 25), (64, 10), (5, 1)])
 def test_updates_that_could_turn_the_coefficient_negative_are_refused(n: int, horizon: int) -> None:
     controller = kl.AdaptiveKL(0.05, target=6, horizon=horizon)

@@ -80,6 +80,52 @@ def test_a_live_model_without_a_tokenizer() -> None:
         load_model(llama(6))
 
 
+@pytest.mark.parametrize(
+    ("file", "fields", "message"),
+    [
+        ("config.json", {"num_attention_heads": 0}, "could not load .*: ZeroDivisionError: integer"),
+        ("config.json", {"hidden_size": "32"}, "'hidden_size' expected int, got str"),
+        ("config.json", {"eos_token_id": "</s>"}, "'eos_token_id' with value '</s>'"),
+        ("config.json", {"hidden_act": "nope"}, "its config cannot be used: KeyError: 'nope'"),
+        ("config.json", {"num_hidden_layers": 0}, "cannot be used here"),
+        ("generation_config.json", {"eos_token_id": "x"}, "expected eos_token_id of whole numbers, got 'x'"),
+        ("generation_config.json", {"eos_token_id": [[2]]}, r"expected eos_token_id of whole numbers, got \[2\]"),
+    ],
+)
+def test_a_config_that_cannot_be_is_a_line(file: str, fields: dict[str, object], message: str, folder: Path) -> None:
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": "32"}, {"num_attention_heads": 0}, {"hidden_act": "nope"}])
+def test_a_judge_or_critic_whose_config_cannot_be_is_a_line(fields: dict[str, object], tmp_path: Path) -> None:
+    tok = tokenizer("abc")
+    LlamaForSequenceClassification(llama(len(tok)).config).save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    for load in (
+        lambda: Classifier(str(tmp_path), label=0),
+        lambda: critic_from_reward_model(str(tmp_path), small_lm(alphabet="abc")),
+    ):
+        with pytest.raises(ValueError, match=next(iter(fields)) + "|ZeroDivision|nope") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+
+
+def test_live_models_without_a_head_or_without_numbers() -> None:
+    tok, model = tokenizer("abc"), llama(6)
+    model.lm_head = torch.nn.Sequential(torch.nn.Linear(32, 6))
+    with pytest.raises(
+        ValueError, match="with an output head, a linear layer, got LlamaForCausalLM whose head is a Seq"
+    ):
+        load_model(model, tokenizer=tok)
+    with pytest.raises(ValueError, match="expected weights in memory, got some on the meta device"):
+        load_model(llama(6).to("meta"), tokenizer=tok)
+
+
 CLAIMS = [
     ({"hidden_size": 200_000, "head_dim": 50_000}, r"weight of shape \(\d+, 200000\)"),
     (

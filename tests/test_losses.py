@@ -61,6 +61,20 @@ def test_below_that_it_is_the_exponential_to_the_bit(log_ratio: float) -> None:
     assert loss_and_slope(log_ratio, -1.0, None) == (float(torch.tensor(log_ratio - 1.0).add(1).exp()),) * 2
 
 
+@pytest.mark.parametrize("log_ratio", [1e4, 6e4, 1e30, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_beyond_all_reason_it_is_a_number_still(dtype: torch.dtype, log_ratio: float) -> None:
+    for advantage in (2.0, 0.0, -2.0) if dtype != torch.float16 else (0.0, -1.0):
+        new = torch.tensor([log_ratio], dtype=dtype, requires_grad=True)
+        loss, _ = policy_loss(new, torch.zeros(1, dtype=dtype), torch.tensor([advantage], dtype=dtype), None)
+        loss.sum().backward()
+        assert new.grad is not None and bool(loss.isfinite().all() and new.grad.isfinite().all())
+        assert advantage or float(loss.detach()) == 0.0
+    if log_ratio < math.inf and dtype != torch.float16:
+        k3 = estimate(torch.tensor([-log_ratio], dtype=dtype), torch.zeros(1, dtype=dtype), "k3")
+        assert bool(k3.isfinite() & (k3 > 0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_k3_is_a_number_that_rises_and_pulls_back(dtype: torch.dtype) -> None:
     """A token that π all but excludes: k3 = e^x − 1 − x, and its slope 1 − e^x by log π, up to 79.8 nats."""

@@ -135,6 +135,16 @@ def test_a_window_that_is_forgotten_is_named(module: Any, words: str, monkeypatc
         TransformersLM(model, TOKENIZER, "wide")
 
 
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_damage_behind_the_first_numbers_of_a_model_that_was_looked_at(number: float) -> None:
+    model = llama(len(TOKENIZER))
+    TransformersLM(model, TOKENIZER, "whole")
+    with torch.no_grad():
+        model.lm_head.weight[3] = number
+    with pytest.raises(ValueError, match=r"log-probs that are no numbers \(NaN\)"):
+        TransformersLM(model, TOKENIZER, "damaged")
+
+
 @pytest.mark.parametrize("positions", [1, 2, 3, 5])
 def test_a_model_with_few_positions(positions: int) -> None:
     assert TransformersLM(llama(len(TOKENIZER), positions=positions), TOKENIZER, "short").max_positions == positions

@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import LETTERS, small_mdp, tokenizer
-from transformers import Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM, PhimoeConfig
+from small_models import LETTERS, gpt2, small_mdp, tokenizer
+from transformers import (
+    CLIPVisionConfig,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PhimoeConfig,
+)
 
 from lm_gym.demonstrations import load_demonstrations
 from lm_gym.models import TransformersLM
@@ -120,3 +130,17 @@ def test_every_message_that_speaks_of_the_limit_says_why(tmp_path: Any) -> None:
     critic_from_reward_model(str(tmp_path), lm, 12)
     with pytest.raises(ValueError, match=f"expected texts of at most 12 tokens .{WHY}.*, the problem's have 13"):
         critic_from_reward_model(str(tmp_path), lm, 13)
+
+
+def test_a_table_of_positions_that_is_smaller_than_the_config_says_is_the_limit() -> None:
+    """GPT-2 with 16 rows that claims 64: texts of 17 tokens were a traceback. Another part's table says nothing."""
+    tok = tokenizer(LETTERS)
+    model = gpt2(len(tok), positions=16)
+    model.config.n_positions = 64
+    lm = TransformersLM(model, tok, "short")
+    assert lm.max_positions == 16
+    with pytest.raises(ValueError, match="more than 12 tokens .its table of positions has no more rows"):
+        small_mdp(lm, prompts=["abc abc abc abc abc"], max_new_tokens=4)
+    eyes = {"image_size": 8, "patch_size": 4, "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = LlavaConfig(vision_config=CLIPVisionConfig(num_hidden_layers=1, **eyes), text_config=LlamaConfig(**SIZES))
+    assert TransformersLM(LlavaForConditionalGeneration(config).eval(), tok, "llava").max_positions == 64

@@ -17,7 +17,7 @@ from lm_gym.rewards import RESERVED_COLUMNS
 WORDS = "<pad> <s> </s> <unk> <user> <bot> <tools> once upon a time there was . hi hello".split()
 IDS = {word: index for index, word in enumerate(WORDS)}
 TEMPLATE = (
-    "<s> {% if tools %}<tools> {% endif %}{% for m in messages %}"
+    "<s> {% if tools %}<tools> {{ tools[0]['function']['name'] }} {% endif %}{% for m in messages %}"
     "{{ '<user>' if m['role'] == 'user' else '<bot>' }} {{ m['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}<bot>{% endif %}"
 )
@@ -163,9 +163,12 @@ def test_a_started_answer_is_continued(chat_tokenizer):
 
 
 def test_tools_go_to_the_template(chat_tokenizer):
-    row = {"prompt": [{"role": "user", "content": "hi"}], "tools": [{"type": "function", "function": {"name": "f"}}]}
+    row = {
+        "prompt": [{"role": "user", "content": "hi"}],
+        "tools": [{"type": "function", "function": {"name": "hello"}}],
+    }
     (prompt,) = load_prompts([row], chat_tokenizer)
-    assert prompt.token_ids == ids("<s> <tools> <user> hi <bot>")
+    assert prompt.token_ids == ids("<s> <tools> hello <user> hi <bot>")
     assert prompt.columns == {"tools": row["tools"]}
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from model_classes import TABLE, TOKENIZER
 from small_models import LETTERS, letter_reward, llama, small_env, tokenizer
+from transformers import LlamaConfig, LlamaForSequenceClassification
 
 from lm_gym.agents import DPO, PPO, SFT
 from lm_gym.loading import load_model
@@ -18,6 +19,7 @@ from lm_gym.logit_scaling import LogitScaling
 from lm_gym.models import TransformersLM, different_tokens
 from lm_gym.preferences import Preference
 from lm_gym.reward_models import train_reward_model
+from lm_gym.reward_models.classifier import Classifier
 from lm_gym.reward_models.scalar_model import scalar_model
 
 
@@ -36,6 +38,8 @@ def test_a_model_and_a_reference_of_other_vocabularies(tmp_path: Path) -> None:
     for model in (str(a), load_model(a)):
         with pytest.raises(ValueError, match=words):
             small_env(model=model, reference=str(b))
+    with pytest.raises(ValueError, match=words):  # one tokenizer for both fits only one
+        small_env(model=str(a), reference=str(b), tokenizer=str(a))
     policy: Any = load_model(a)
     live = policy.model
     with pytest.raises(ValueError, match=words):
@@ -100,7 +104,7 @@ def test_ids_without_an_embedding_are_named_where_they_come_in() -> None:
         with pytest.raises(ValueError, match=f"prompt 0 {NO_EMBEDDING}"):
             bad()
     pairs = [{"prompt": "a", "chosen": "b", "rejected": c} for c in ("c", "<tool>")]
-    with pytest.raises(ValueError, match=f"row of the pairs 1 {NO_EMBEDDING}"):
+    with pytest.raises(ValueError, match=f"pairs: row 1 {NO_EMBEDDING}"):
         DPO(env, pairs=pairs, batch_size=2)
     data = [{"prompt": "a", "completion": "<tool>"}]
     with pytest.raises(ValueError, match=f"demonstration 0 {NO_EMBEDDING}"):
@@ -109,6 +113,13 @@ def test_ids_without_an_embedding_are_named_where_they_come_in() -> None:
         PPO(env, ptx_coef=1.0, ptx_data=data)
     with pytest.raises(ValueError, match=r"comparison 0 text 1 has the token '<tool>' of id 12, and model 'bradley-t"):
         train_reward_model([Preference("a", "b", "<tool>")], model=grown(), held_out=0)
+    judged = LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=12, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_hidden_layers=1, num_labels=1
+        )
+    ).eval()
+    with pytest.raises(ValueError, match="text 1 has the token '<tool>' of id 12, and model '.*LlamaForSeq"):
+        Classifier(judged, tokenizer=grown().tokenizer)(["a", "a"], ["b", "<tool>"])
 
 
 def model_of(name: str) -> Any:

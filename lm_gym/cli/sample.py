@@ -93,6 +93,7 @@ def load_run(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> An
 def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32") -> tuple[Any, str]:
     """The problem of a run as config.yaml says, with neither its prompts nor its reward model, and its agent's name."""
     from lm_gym.mdp import AlignmentMDP
+    from lm_gym.prompts import Prompt
 
     run = folder if (folder / "checkpoints").is_dir() else folder.resolve().parent.parent
     path = config_of(run)
@@ -106,7 +107,8 @@ def problem_of_run(folder: Path, *, device: str = "cpu", dtype: str = "float32")
         model=config["model"],
         reference=config.get("reference"),
         tokenizer=config.get("tokenizer"),
-        prompts=["-"],  # neither these nor the reward model are used: only the policy is taken out
+        # neither these nor the reward model are used, only the policy is taken out; any id will do for any vocabulary
+        prompts=[Prompt(id=0, text="-", token_ids=(0,))],
         reward_model=lambda completions: [0.0] * len(completions),
         max_new_tokens=config.get("max_new_tokens", 1),
         min_new_tokens=config.get("min_new_tokens", 0),
