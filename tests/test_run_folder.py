@@ -177,12 +177,14 @@ def test_a_folder_in_use_is_refused_before_anything_is_loaded(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lm_gym.folders.threading.get_ident", iter(range(100)).__next__)  # every call is another's
+    no_model = tmp_path / "no-model"  # a path that is there, so that loading it would be an error
+    no_model.mkdir()
     with locked(tmp_path):
         commands = (
-            ["train", "ppo", "--model", "./nowhere", "--out"],
+            ["train", "ppo", "--model", str(no_model), "--out"],
             ["demo", "--out"],
             ["compare", "--agents", "reference", "--results"],
-            ["pipeline", "--model", "./nowhere", "--out"],
+            ["pipeline", "--model", str(no_model), "--out"],
         )
         for command in commands:
             assert main([*command, str(tmp_path)]) == 2, command
