@@ -3,7 +3,7 @@
     python benchmarks/compare_speed.py                                # lines of the table in docs/compare.md
     git clone -q . /tmp/before && git -C /tmp/before checkout -q 010d764
     ln -s ../agents ../reward_models /tmp/before/lm_gym/
-    PYTHONPATH=/tmp/before python <checkout>/benchmarks/compare_speed.py   # the same before; start it outside the checkout
+    PYTHONPATH=/tmp/before python <checkout>/benchmarks/compare_speed.py   # the same before; outside the checkout
 
 3 agents, 3 seeds, 2 processes, on a machine that does nothing else: 8,000 tokens on the worked language and
 LMAlign-v0, and 100,000 on the worked language alone, where measuring costs next to nothing. Counted once, in CPU
