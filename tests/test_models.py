@@ -1,6 +1,7 @@
 """What a model is: ends, bounds, bytes, copies, texts."""
 
 import copy
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from small_models import gpt2, llama, small_lm, tokenizer
 
 from lm_gym.loading import load_model
+from lm_gym.model_check import _texts
 from lm_gym.models import CausalLM, TransformersLM, fingerprint
 
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260k" / "hf"
@@ -35,11 +37,21 @@ def test_ends_outside_the_vocabulary() -> None:
 
 
 def test_logits_that_are_changed_behind_the_head_are_refused() -> None:
+    """By how much is what plain passes of the model as it was, and as it is, differ in on the same texts."""
     tok = tokenizer("abc")
-    model = llama(len(tok))
+    model = llama(len(tok)).eval()
     forward = model.forward
+    lm = TransformersLM(model, tok, "as it was")
+
+    def off(text: list[int]) -> float:
+        with torch.no_grad():
+            logits = forward(input_ids=torch.tensor([text]), use_cache=False).logits
+        return float((logits.log_softmax(-1) - (0.5 * logits).log_softmax(-1)).abs().max())
+
+    told = max(off(text) for text, _ in _texts(lm, 1))  # a difference must show in two sets, and the second is told
     model.forward = lambda *args, **kwargs: _scaled(forward(*args, **kwargs))
-    with pytest.raises(ValueError, match=r"head on a text by itself give log-probs that are \d\.\d nats off its own"):
+    said = re.escape(f"head on a text by itself give log-probs that are {told:.2g} nats off its own")
+    with pytest.raises(ValueError, match=said):
         TransformersLM(model, tok, "scaled")
 
 
